@@ -1,0 +1,102 @@
+"""From configuration and data set to network, recipe, first state and input path."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cxrjax import optim, step
+from cxrjax.data.dataset import Dataset
+from cxrjax.data.resident import ResidentInput, fits
+from cxrjax.data.tfdata import TfDataInput
+from cxrjax.errors import UserError
+from cxrjax.models import classifier, registry, weights
+
+
+class Variables(NamedTuple):
+    """Initial arrays of a network, and where they came from."""
+
+    trainable: optim.Params
+    frozen: optim.Params
+    batch_stats: dict[str, Any]
+    source: dict[str, Any] | None  # path, sha256 of the pretrained file
+
+
+
+def network(config: ConfigDict, data: Dataset) -> tuple[Any, step.Recipe, Variables]:
+    """The network with its weights, and the recipe its steps are compiled for."""
+    spec = registry.spec(config.model.name)
+    model = classifier.build(
+        config.model, len(data.classes), spec.channels, config.seed,
+        dtype=jnp.dtype(config.train.precision),
+    )
+    graphdef, params, batch_stats = classifier.split(model)
+    source = None
+    if (path := weights.find(spec, config.model.weights)) is not None:
+        tensors, source = weights.load_tensors(path)
+        try:
+            params, batch_stats = weights.assign(params, batch_stats, tensors)
+        except UserError as error:
+            raise UserError(f"weight file {path}: {error}") from error
+    layers = classifier.trainable_layer_names(model, config.model.trainable_layers)
+    trainable, frozen = optim.partition(params, layers)
+    train_labels = data.store.labels[data.splits["train"]]
+    by_dataset = config.input.normalize == "dataset"
+    recipe = step.Recipe(
+        graphdef=graphdef,
+        n_classes=len(data.classes),
+        channels=spec.channels,
+        mean=(data.mean,) * spec.channels if by_dataset else spec.mean,
+        std=(data.std,) * spec.channels if by_dataset else spec.std,
+        train_layers=layers,
+        class_weights=optim.class_weights(
+            config.train.class_weights, train_labels, len(data.classes)
+        ),
+        l2=config.model.head.l2,
+        shift=config.augment.shift,
+        rotation=config.augment.rotation,
+        zoom=config.augment.zoom,
+        seed=config.seed,
+        steps_per_epoch=-(-len(train_labels) // config.train.batch_size),
+    )
+    return model, recipe, Variables(trainable, frozen, batch_stats, source)
+
+
+def train_program(config: ConfigDict, recipe: step.Recipe) -> tuple[Any, Any]:
+    """(optimizer, jitted (state, batch) -> (state, loss)); the state passed in is used up."""
+    train = config.train
+    tx = optim.optimizer(train.optimizer, train.learning_rate, train.momentum)
+    return tx, jax.jit(functools.partial(step.train_step, recipe, tx), donate_argnums=0)
+
+
+def init_state(variables: Variables, recipe: step.Recipe, tx: Any) -> step.TrainState:
+    """The state before the first step, on the device."""
+    trainable, frozen, batch_stats = copy_arrays(
+        (variables.trainable, variables.frozen, variables.batch_stats)
+    )
+    return step.TrainState(
+        params=trainable,
+        frozen=frozen,
+        batch_stats=batch_stats,
+        opt_state=tx.init(trainable),
+        step=jnp.zeros([], jnp.int32),
+        totals=step.no_totals(recipe.n_classes),
+    )
+
+
+def make_input(config: ConfigDict, data: Dataset) -> ResidentInput | TfDataInput:
+    """The resident path where the set fits (or is asked for), else the tf.data path."""
+    kind = config.input.path
+    if kind == "auto":
+        kind = "resident" if fits(data.store.images) else "tfdata"
+    make = {"resident": ResidentInput, "tfdata": TfDataInput}[kind]
+    return make(data.store.images, data.store.labels)
+
+
+def copy_arrays(tree: Any) -> Any:
+    """Fresh device buffers: what is donated to the step must not be shared."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)

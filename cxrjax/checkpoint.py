@@ -1,0 +1,115 @@
+"""Asynchronous, atomic checkpoints of array trees with a JSON note; the only user of orbax."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cxrjax.errors import UserError
+
+_ARRAYS, _NOTE = "state", "note"
+
+
+class Checkpoints:
+    """The newest two checkpoints of a run, in `folder`/<step>.
+
+    A checkpoint appears under its name only when it is complete (orbax writes elsewhere and
+    renames), so a kill at any moment leaves the one before usable.
+    """
+
+    def __init__(self, folder: Path):
+        import orbax.checkpoint as ocp
+
+        # Its threads log the traceback of a failed write, which reaches the caller anyway.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._ocp = ocp
+        self.folder = folder
+        with self._writing():
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=2, create=True, cleanup_tmp_directories=True
+                ),
+                item_names=(_ARRAYS, _NOTE),
+            )
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, arrays: Any, note: dict[str, Any], *, wait: bool = False) -> None:
+        """Starts writing; the arrays are copied off the device before this returns.
+
+        Args:
+          step: its number; must be larger than the newest one's.
+          arrays: a pytree of arrays.
+          note: JSON values.
+          wait: return only when it is on disk.
+        Raises:
+          UserError: when this write, or the one before it, met a full or read-only disk.
+        """
+        with self._writing():
+            args = self._ocp.args.Composite(
+                **{_ARRAYS: self._ocp.args.StandardSave(arrays), _NOTE: self._ocp.args.JsonSave(note)}
+            )
+            self._manager.save(step, args=args, force=True)
+            if wait:
+                self._manager.wait_until_finished()
+
+    def note(self, step: int) -> dict[str, Any]:
+        """The JSON note saved with `step`."""
+        args = self._ocp.args.Composite(**{_NOTE: self._ocp.args.JsonRestore()})
+        return json.loads(json.dumps(self._restore(step, args)[_NOTE]))
+
+    def arrays(self, step: int, like: Any) -> Any:
+        """The arrays saved with `step`.
+
+        Args:
+          like: a tree of the same structure, shapes and dtypes, of arrays or ShapeDtypeStructs.
+        Raises:
+          UserError: when the checkpoint is damaged or holds another structure.
+        """
+        args = self._ocp.args.Composite(**{_ARRAYS: self._ocp.args.StandardRestore(like)})
+        return self._restore(step, args)[_ARRAYS]
+
+    def wait(self) -> None:
+        """Returns when every started write is on disk; raises as `save` does."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the background threads."""
+        with self._writing():
+            self._manager.close()
+
+    def _restore(self, step: int, args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=args)
+        except Exception as error:  # orbax raises many types for a damaged or foreign folder
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"checkpoint {self.folder / str(step)} cannot be read ({reason}); delete that "
+                "folder to go on from the checkpoint before it."
+            ) from error
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # tensorstore reports a full disk as a ValueError with this text
+            chain, texts = error, []
+            while chain is not None:
+                texts.append(str(chain))
+                chain = chain.__cause__ or chain.__context__
+            for reason in ("No space left on device", "Disk quota exceeded", "Permission denied",
+                           "Read-only file system", "Not a directory"):
+                if any(reason in text for text in texts):
+                    raise UserError(
+                        f"cannot write the checkpoint to {self.folder}: {reason.lower()}; make room "
+                        "and run the same command again to resume, or choose another --workdir."
+                    ) from error
+            raise

@@ -1,0 +1,88 @@
+"""The `cxrjax` console script and what every command line shares: overrides, errors, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+from cxrjax.errors import UserError
+
+COMMANDS = {
+    "train": ("cxrjax.main", "train a classifier and evaluate it once on the test split"),
+    "data": ("cxrjax.data.__main__", "prepare, explore, or write phantom data"),
+    "convert": ("cxrjax.convert", "convert pretrained weights, list the networks"),
+}
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `cxrjax COMMAND ...`; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: cxrjax COMMAND ...  (cxrjax COMMAND --help tells more)\n\ncommands:")
+        for name, (module, what) in COMMANDS.items():
+            short = module.removesuffix(".__main__")
+            print(f"  {name:10}{what}; also python -m {short}")
+        return 0 if arguments else BAD_INPUT
+    if arguments[0] == "--version":
+        from cxrjax import __version__
+
+        print(__version__)
+        return 0
+    if arguments[0] not in COMMANDS:
+        choices = ", ".join(COMMANDS)
+        print(f"cxrjax: unknown command {arguments[0]!r}; choose one of {choices}.", file=sys.stderr)
+        return BAD_INPUT
+    return importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """Turns leftover arguments such as `--config.train.epochs=3` (or `... 3`) into a dict.
+
+    Raises:
+      UserError: for anything that is not a config override.
+    """
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--config."):
+            raise UserError(
+                f"unknown argument {argument}; settings are given as --config.field=value, "
+                "the rest is in --help."
+            )
+        field, equals, value = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(f"{argument} needs a value: {argument}=VALUE.")
+            value = rest.pop(0)
+        overrides[field] = value
+    return overrides
+
+
+def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Runs a command line; bad input becomes one sentence and exit code 2, a signal becomes 130."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return run(argv)
+    except UserError as error:
+        print(f"cxrjax: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt as error:
+        print(f"cxrjax: interrupted{': ' + str(error) if str(error) else '.'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`| head`): not an error of ours. Keep the exit quiet.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _terminate(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

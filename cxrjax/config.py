@@ -1,0 +1,270 @@
+"""Every setting of a run with its default, the checks on it, and its way in from file and shell."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cxrjax.errors import UserError
+
+DATA_SETS = ("phantom", "radiography", "folder")
+INPUT_PATHS = ("auto", "resident", "tfdata")
+NORMALIZATIONS = ("backbone", "dataset")
+OPTIMIZERS = ("adam", "adamax", "sgd")
+CLASS_WEIGHTS = ("none", "balanced")
+PRECISIONS = ("float32", "bfloat16")
+
+
+def default() -> ConfigDict:
+    """The complete configuration with its defaults. Fields can be changed, never added."""
+    config = ConfigDict()
+    config.seed = 0  # initial weights, shuffling, augmentation and dropout
+
+    config.data = ConfigDict()
+    config.data.name = "phantom"  # phantom | radiography | folder
+    config.data.dir = ""  # archive or folder with the images; empty: $CXRJAX_DATA
+    config.data.classes = ()  # which classes and in which order; empty: all, sorted by name
+    config.data.image_size = 224  # side of the square images in the store, pixels
+    config.data.test_fraction = 0.2  # of all images
+    config.data.validation_fraction = 0.125  # of the images left for training; never of the test set
+    config.data.draw = ()  # balanced draw (train, validation, test), e.g. (1600, 400, 200); empty: all
+    config.data.group_duplicates = True  # keep near-duplicates on one side of the split
+    config.data.split_seed = 0
+    config.data.skip_broken = False  # True: name unreadable images and go on without them
+    config.data.cache = ""  # folder of the decoded stores; empty: $CXRJAX_CACHE or ~/.cache/cxrjax
+
+    config.data.phantom = ConfigDict()  # only for data.name = phantom
+    config.data.phantom.count = 2000  # images, spread evenly over four classes
+    config.data.phantom.seed = 0
+    config.data.phantom.marker = 0.0  # planted fault: chance that a source marker follows the class
+    config.data.phantom.duplicates = 0.0  # planted fault: fraction of near-copies of other images
+    config.data.phantom.label_noise = 0.0  # planted fault: fraction of wrong labels
+
+    config.input = ConfigDict()
+    config.input.path = "auto"  # auto | resident (set lives on the device) | tfdata (streamed)
+    config.input.normalize = "backbone"  # backbone (its pretraining convention) | dataset (mean, std)
+
+    config.augment = ConfigDict()  # all three 0 switches augmentation off; there are no flips
+    config.augment.shift = 0.0  # largest shift, fraction of the side, horizontal and vertical
+    config.augment.rotation = 0.0  # largest rotation, degrees, at most 15
+    config.augment.zoom = 0.0  # largest change of scale, at most 0.2
+
+    config.model = ConfigDict()
+    config.model.name = "baseline"  # a name of `python -m cxrjax.convert --list`
+    config.model.weights = "none"  # none | imagenet | path of a Keras .h5 or cxrjax .npz file
+    config.model.trainable_layers = -1  # last N layers in Keras' counting; 0: none, -1: all
+    config.model.filters = 32  # base width, baseline CNN only
+
+    config.model.head = ConfigDict()
+    config.model.head.batch_norm = False
+    config.model.head.dense = 0  # units of the ReLU layer; 0: none
+    config.model.head.l2 = 0.0  # L2 penalty on the dense kernel (Keras' l2: factor * sum of squares)
+    config.model.head.dropout = 0.0
+    config.model.head.one_logit = True  # two classes: one sigmoid logit for the second class
+
+    config.train = ConfigDict()
+    config.train.epochs = 30
+    config.train.batch_size = 32
+    config.train.optimizer = "adam"  # adam | adamax | sgd
+    config.train.learning_rate = 1e-3
+    config.train.momentum = 0.0  # sgd only
+    config.train.class_weights = "none"  # none | balanced (inverse frequency, mean 1)
+    config.train.patience = 5  # epochs without a better validation loss before stopping; 0: never
+    config.train.precision = "float32"  # float32 | bfloat16 (activations; parameters stay float32)
+
+    config.eval = ConfigDict()
+    config.eval.batch_size = 64
+    config.eval.resamples = 2000  # bootstrap resamples behind each 95 % interval
+
+    config.lock()
+    return config
+
+
+def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """Reads a config file, applies overrides such as {"train.epochs": "3"}, and validates.
+
+    Args:
+      path: a Python file defining `get_config()`, or a run's `config.json`.
+      overrides: dotted field to text, as given on the command line.
+    Raises:
+      UserError: for a missing or failing file, an unknown field or an impossible value.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"config file {path} does not exist; see configs/ for those that do.")
+    config = from_json(file.read_text(), path) if file.suffix == ".json" else _run_file(file)
+    for field, text in (overrides or {}).items():
+        _override(config, field, text)
+    validate(config)
+    return config
+
+
+def from_json(text: str, where: str = "config.json") -> ConfigDict:
+    """Rebuilds a configuration from the text of a run's `config.json`.
+
+    Raises:
+      UserError: when it is not JSON or names a field this version does not have.
+    """
+    config = default()
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not valid JSON ({error}); restore it or start anew.") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must hold a JSON object of settings; restore it or start anew.")
+    for field, value in _flatten(values).items():
+        _assign(config, field, tuple(value) if isinstance(value, list) else value, where)
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    """The whole configuration as JSON text; `from_json` reads it back unchanged."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def fields(config: ConfigDict) -> dict[str, Any]:
+    """Every field as dotted name to value, e.g. {"train.epochs": 30}."""
+    return _flatten(config.to_dict())
+
+
+def _run_file(file: Path) -> ConfigDict:
+    specification = importlib.util.spec_from_file_location("cxrjax_config_file", file)
+    if specification is None or specification.loader is None:
+        raise UserError(f"{file} is not a Python file; a config file defines get_config().")
+    module = importlib.util.module_from_spec(specification)
+    try:
+        specification.loader.exec_module(module)
+        config = module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file raises is the user's to mend
+        reason = " ".join(str(error).replace('\\"', '"').split())
+        raise UserError(f"{file} cannot be read: {type(error).__name__}: {reason}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config() must return a ConfigDict, start from config.default().")
+    return config
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _override(config: ConfigDict, field: str, text: str) -> None:
+    known = fields(config)
+    if field not in known:
+        _assign(config, field, text, f"--config.{field}")
+    if isinstance(known[field], str):
+        value: Any = text
+    else:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+    _assign(config, field, value, f"--config.{field}={text}")
+
+
+def _assign(config: ConfigDict, field: str, value: Any, where: str) -> None:
+    known = fields(default())
+    if field not in known:
+        leaf = {name.rsplit(".", 1)[-1]: name for name in known}
+        near = difflib.get_close_matches(field, known, 1) or [
+            leaf[name] for name in difflib.get_close_matches(field.rsplit(".", 1)[-1], leaf, 1)
+        ]
+        hint = f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(known)}."
+        raise UserError(f"{where}: there is no config field {field}{hint}")
+    expected = type(known[field])
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if expected is tuple and isinstance(value, (list, str)):
+        value = tuple(value) if isinstance(value, list) else tuple(value.split(","))
+    if type(value) is not expected:
+        kind = {"bool": "True or False", "int": "a whole number", "float": "a number"}
+        wanted = kind.get(expected.__name__, "a list such as (1,2,3)" if expected is tuple else "text")
+        raise UserError(f"{where}: {field} must be {wanted}, not {value!r}.")
+    section: Any = config
+    *path, last = field.split(".")
+    for name in path:
+        section = section[name]
+    section[last] = value
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field once, at the start.
+
+    Raises:
+      UserError: naming the first field whose value is impossible, and what it may be.
+    """
+    unknown = set(fields(config)) ^ set(fields(default()))
+    if unknown:
+        raise UserError(f"config field {min(unknown)} is unknown or missing; use config.default().")
+    for field, choices in {
+        "data.name": DATA_SETS,
+        "input.path": INPUT_PATHS,
+        "input.normalize": NORMALIZATIONS,
+        "train.optimizer": OPTIMIZERS,
+        "train.class_weights": CLASS_WEIGHTS,
+        "train.precision": PRECISIONS,
+    }.items():
+        value = fields(config)[field]
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1)
+            hint = f"did you mean {near[0]}" if near else f"choose one of {', '.join(choices)}"
+            raise UserError(f"config field {field} is {value!r}; {hint}.")
+    for field, (low, high) in _RANGES.items():
+        value = fields(config)[field]
+        if not low <= value <= high:
+            raise UserError(f"config field {field} is {value}; it must lie in [{low:g}, {high:g}].")
+    _validate_draw(config)
+
+
+_HUGE = 1e9
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**31 - 1),
+    "data.image_size": (16, 1024),
+    "data.test_fraction": (0.01, 0.9),
+    "data.validation_fraction": (0.01, 0.9),
+    "data.split_seed": (0, 2**31 - 1),
+    "data.phantom.count": (8, _HUGE),
+    "data.phantom.seed": (0, 2**31 - 1),
+    "data.phantom.marker": (0, 1),
+    "data.phantom.duplicates": (0, 0.5),
+    "data.phantom.label_noise": (0, 0.5),
+    "augment.shift": (0, 0.5),
+    "augment.rotation": (0, 15),
+    "augment.zoom": (0, 0.2),
+    "model.trainable_layers": (-1, _HUGE),
+    "model.filters": (1, 1024),
+    "model.head.dense": (0, 65536),
+    "model.head.l2": (0, 10),
+    "model.head.dropout": (0, 0.95),
+    "train.epochs": (1, _HUGE),
+    "train.batch_size": (1, 65536),
+    "train.learning_rate": (0, 100),
+    "train.momentum": (0, 1),
+    "train.patience": (0, _HUGE),
+    "eval.batch_size": (1, 65536),
+    "eval.resamples": (100, 1_000_000),
+}
+
+
+def _validate_draw(config: ConfigDict) -> None:
+    draw = config.data.draw
+    if draw and (len(draw) != 3 or not all(isinstance(n, int) and n > 0 for n in draw)):
+        raise UserError(
+            f"config field data.draw is {draw!r}; it must be empty or three counts "
+            "(train, validation, test) such as (1600, 400, 200)."
+        )
+    if len(set(config.data.classes)) != len(config.data.classes):
+        raise UserError(f"config field data.classes names a class twice: {config.data.classes!r}.")

@@ -1,0 +1,110 @@
+"""Random shift, rotation and zoom of images: pure functions of a key, run on the device."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def example_keys(seed: int, epoch: jax.Array | int, index: jax.Array) -> jax.Array:
+    """One random key per example: what an example looks like depends on nothing else.
+
+    Neither the batch it falls into nor the number of devices matters, so both input paths agree and
+    a resumed run continues exactly.
+
+    Args:
+      seed: of the run, static.
+      epoch: int32 [], may be traced.
+      index: int32 [B], positions in the store.
+    Returns:
+      typed PRNG keys [B].
+    """
+    # Pinned, whatever the user's default: under vmap rbg keys draw per batch, not per key.
+    key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), epoch)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+
+
+def augment(
+    keys: jax.Array, images: jax.Array, *, shift: float, rotation_degrees: float, zoom: float
+) -> jax.Array:
+    """Shifts, turns and zooms every image by amounts of its own; there are no flips.
+
+    Args:
+      keys: typed PRNG keys [B], see `example_keys`.
+      images: uint8 or float [B, H, W, 1].
+      shift: largest shift on each axis, as a fraction of that side, at most 0.5; static.
+      rotation_degrees: largest rotation, either way; static.
+      zoom: magnification is drawn from [1 - zoom, 1 + zoom], zoom at most 0.25; static.
+    Returns:
+      float32 [B, H, W, 1] in the units of `images`; the very pixels when all three are 0.
+    Raises:
+      ValueError: for a shift or zoom out of range.
+    """
+    if not (0 <= shift <= 0.5 and 0 <= zoom <= 0.25):
+        raise ValueError(f"shift {shift} must lie in [0, 0.5] and zoom {zoom} in [0, 0.25]")
+    if shift == rotation_degrees == zoom == 0:
+        return images.astype(jnp.float32)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, [4], jnp.float32, -1, 1))(keys)
+    height, width = images.shape[1:3]
+    return warp(
+        images,
+        shift=draw[:, :2] * jnp.array([[shift * height, shift * width]], jnp.float32),
+        radians=jnp.deg2rad(jnp.float32(rotation_degrees)) * draw[:, 2],
+        scale=1 + zoom * draw[:, 3],
+    )
+
+
+def warp(images: jax.Array, *, shift: jax.Array, radians: jax.Array, scale: jax.Array) -> jax.Array:
+    """Shifts each image, then turns and magnifies it about the centre; bilinear interpolation.
+
+    Output pixel p shows input point R(p - c) / scale + c - shift, where c is the centre. Outside
+    the frame the nearest edge pixel is repeated, as Keras' ImageDataGenerator does by default:
+    black corners would show the network how an image was turned, and shift the pixel statistics.
+
+    Coordinates are whole multiples of 2^-bits pixel. With floating point ones XLA may round a
+    coordinate differently where it indexes the pixels and where it weighs them (it recomputes and
+    contracts as it likes); beside a pixel's centre that takes the wrong neighbour at full weight.
+
+    Args:
+      images: uint8 or float [B, H, W, 1], 2 <= H, W.
+      shift: float32 [B, 2], pixels down and to the right, at most half a side.
+      radians: float32 [B], clockwise as displayed.
+      scale: float32 [B], at least 0.75; above 1 magnifies.
+    Returns:
+      float32 [B, H, W, 1], within the range of each image.
+    """
+    batch, height, width, _ = images.shape
+    # Within the limits above coordinates stay below 2 sides, so that 31 bits hold them; 24 bits of
+    # fraction are as many as float32 holds.
+    bits = min(24, 30 - (max(height, width) - 1).bit_length())
+    sine, cosine = (
+        jnp.round(f(radians) / scale * 2.0 ** (bits - 1)).astype(jnp.int32)[:, None, None]
+        for f in (jnp.sin, jnp.cos)
+    )
+    offset = jnp.round(shift * 2.0**bits).astype(jnp.int32)[:, :, None, None]
+    # In half pixels from the centre, which makes them whole numbers for even sides too.
+    down = 2 * jax.lax.broadcasted_iota(jnp.int32, (1, height, width), 1) - (height - 1)
+    right = 2 * jax.lax.broadcasted_iota(jnp.int32, (1, height, width), 2) - (width - 1)
+    top, y = _split(cosine * down - sine * right - offset[:, 0], height, bits)
+    left, x = _split(sine * down + cosine * right - offset[:, 1], width, bits)
+
+    # One row per image and four gathers from it: XLA fuses all of this into a single loop.
+    corner = (top * width + left).reshape(batch, -1)
+    pixels = images.reshape(batch, -1)
+
+    def neighbour(step: int) -> jax.Array:
+        taken = jnp.take_along_axis(pixels, corner + step, axis=1, mode="promise_in_bounds")
+        return taken.astype(jnp.float32).reshape(batch, height, width)
+
+    # a + f * (b - a), not (1 - f) * a + f * b: it never leaves [a, b].
+    upper = neighbour(0) + x * (neighbour(1) - neighbour(0))
+    lower = neighbour(width) + x * (neighbour(width + 1) - neighbour(width))
+    return (upper + y * (lower - upper))[..., None]
+
+
+def _split(centred: jax.Array, side: int, bits: int) -> tuple[jax.Array, jax.Array]:
+    """Fixed-point coordinates as the pixel before (at most side - 2) and the next one's weight."""
+    clipped = jnp.clip(centred + ((side - 1) << (bits - 1)), 0, (side - 1) << bits)
+    before = jnp.minimum(clipped >> bits, side - 2)
+    weight = (clipped - (before << bits)).astype(jnp.float32) * 2.0**-bits
+    return before, weight

@@ -1,0 +1,54 @@
+"""Which examples make up each batch: a pure function of (seed, epoch), shared by both input paths."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypedDict
+
+import jax
+import numpy as np
+
+
+class Batch(TypedDict):
+    """What a step receives; images stay uint8 until they are inside the jitted step."""
+
+    image: jax.Array  # uint8 [B, H, W, 1]
+    label: jax.Array  # int32 [B]
+    index: jax.Array  # int32 [B], position in the store
+    mask: jax.Array  # bool [B], False where the row only fills up the last batch
+
+
+class Plan(NamedTuple):
+    """The batches of one pass over a split."""
+
+    index: np.ndarray  # int32 [steps, B]
+    mask: np.ndarray  # bool [steps, B]
+
+    @property
+    def steps(self) -> int:
+        return len(self.index)
+
+
+def training_plan(positions: np.ndarray, batch_size: int, seed: int, epoch: int) -> Plan:
+    """A shuffled pass; the order is a function of (seed, epoch) alone.
+
+    The last batch is filled up with further examples of the same permutation, masked out of loss
+    and metrics: batch norm then never averages over blank images.
+
+    Args:
+      positions: int [N], the split's positions in the store.
+    """
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(positions)
+    return _fold(order, batch_size)
+
+
+def evaluation_plan(positions: np.ndarray, batch_size: int) -> Plan:
+    """A pass in the given order in which every example counts exactly once."""
+    return _fold(np.asarray(positions), batch_size)
+
+
+def _fold(order: np.ndarray, batch_size: int) -> Plan:
+    steps = -(-len(order) // batch_size)
+    total = steps * batch_size
+    index = np.resize(order, total).astype(np.int32).reshape(steps, batch_size)
+    mask = (np.arange(total) < len(order)).reshape(steps, batch_size)
+    return Plan(index, mask)

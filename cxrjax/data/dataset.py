@@ -1,0 +1,322 @@
+"""From configuration to data set: images decoded once, splits, pixel statistics, data audit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from cxrjax.data import duplicates, splits
+from cxrjax.data.folder import open_folder
+from cxrjax.data.phantom import PhantomSource
+from cxrjax.data.radiography import open_radiography
+from cxrjax.data.sources import Record, Source, choose_classes
+from cxrjax.data.store import Store, cache_root, open_store
+from cxrjax.errors import UserError, writing
+
+_CACHE_REMEDY = "choose another --config.data.cache or CXRJAX_CACHE"
+_EXAMPLES = 20  # names listed in the audit
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Decoded images and everything a run needs to know about them."""
+
+    store: Store
+    splits: dict[str, np.ndarray]  # train, validation, test: int32 sorted positions in the store
+    groups: np.ndarray  # int32 [N], equal for near-duplicates and films of one patient
+    mean: float  # pixel mean over train and validation, on the [0, 1] scale
+    std: float  # pixel standard deviation likewise
+    audit: dict[str, Any]  # strict JSON
+    digest: str  # SHA-256 of split membership
+    fingerprint: str = ""  # of the source, whatever the image size
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.store.classes
+
+
+def prepare(config: ConfigDict) -> Dataset:
+    """Opens, decodes (once, then cached), divides and audits the data set of a configuration.
+
+    Args:
+      config: the whole configuration.
+    Raises:
+      UserError: for missing or broken data, classes too small for the splits, a full disk.
+    """
+    settings: Any = config.data
+    source = _HashedOnce(open_source(settings))
+    store = open_store(
+        source, settings.image_size, cache_root(settings.cache), settings.skip_broken
+    )
+    n = len(store.labels)
+    found = find_duplicates(store)
+    groups = duplicates.group(n, found.pairs, store.patients)
+    kept_together = groups
+    if not settings.group_duplicates:
+        kept_together = duplicates.group(n, found.pairs[:0], store.patients)
+    divided = splits.make_splits(
+        store.labels,
+        kept_together,
+        store.given_split,
+        store.names,
+        test_fraction=settings.test_fraction,
+        validation_fraction=settings.validation_fraction,
+        draw=settings.draw,
+        seed=settings.split_seed,
+        classes=store.classes,
+    )
+    seen = np.concatenate([divided["train"], divided["validation"]])
+    mean, std = moments(histograms(store)[seen].sum(0))
+    return Dataset(
+        store=store,
+        splits=divided,
+        groups=groups,
+        mean=mean,
+        std=std,
+        audit=_audit(store, divided, groups, found),
+        digest=splits.digest(divided, store.names),
+        fingerprint=source.fingerprint(),
+    )
+
+
+def open_source(settings: Any) -> Source:
+    """The images that `config.data` names, restricted to `classes` in their order.
+
+    Raises:
+      UserError: when there are no such data or classes.
+    """
+    if settings.name == "phantom":
+        phantom = settings.phantom
+        source = PhantomSource(
+            phantom.count, phantom.seed, phantom.marker, phantom.duplicates, phantom.label_noise
+        )
+        return SelectedClasses(source, settings.classes) if settings.classes else source
+    location = settings.dir or os.environ.get("CXRJAX_DATA", "")
+    if not location or not Path(location).exists():
+        where = f"{location} does not exist" if location else "no data folder or archive is named"
+        raise UserError(
+            f"{where}: download the COVID-19 Radiography Database from Kaggle (or take any folder "
+            "with one subfolder of images per class) and name it by --config.data.dir=PATH or "
+            "CXRJAX_DATA; configs/quickstart.py runs without data."
+        )
+    opener = {"radiography": open_radiography, "folder": open_folder}[settings.name]
+    return opener(Path(location), tuple(settings.classes))
+
+
+class SelectedClasses:
+    """The phantom set restricted to some classes, in a chosen order."""
+
+    def __init__(self, source: Source, classes: Sequence[str]):
+        self.classes = choose_classes(source.classes, classes, "the phantom set")
+        self._source = source
+        new_label = {source.classes.index(name): i for i, name in enumerate(classes)}
+        kept = [i for i, record in enumerate(source.records) if record.label in new_label]
+        self._kept = kept
+        self.records: tuple[Record, ...] = tuple(
+            replace(source.records[i], label=new_label[source.records[i].label]) for i in kept
+        )
+
+    def __str__(self) -> str:
+        return str(self._source)
+
+    def fingerprint(self) -> str:
+        return "-".join([self._source.fingerprint(), *self.classes])
+
+    def read(self, i: int, size: int) -> np.ndarray:
+        return self._source.read(self._kept[i], size)
+
+    def read_mask(self, i: int, size: int) -> np.ndarray | None:
+        return self._source.read_mask(self._kept[i], size)
+
+
+class _HashedOnce:
+    """A source that remembers its fingerprint: computing it reads every file."""
+
+    def __init__(self, source: Source):
+        self.classes, self.records = source.classes, source.records
+        self.read, self.read_mask = source.read, source.read_mask
+        self.fingerprint = functools.cache(source.fingerprint)
+        self._name = str(source)
+
+    def __str__(self) -> str:
+        return self._name
+
+
+def find_duplicates(store: Store) -> duplicates.Duplicates:
+    """Near-duplicates among the store's images; kept beside them."""
+
+    def compute() -> dict[str, np.ndarray]:
+        return duplicates.find_duplicates(store.images)._asdict()
+
+    name = f"duplicates-{duplicates.ALGORITHM}.npz"
+    kept = _kept_beside(store, name, duplicates.Duplicates._fields, compute)
+    return duplicates.Duplicates(**kept)
+
+
+def histograms(store: Store) -> np.ndarray:
+    """int64 [N, 256]: how often each grey level occurs in each image; kept beside the store."""
+
+    def compute() -> dict[str, np.ndarray]:
+        counts = [np.bincount(image.ravel(), minlength=256) for image in store.images]
+        return {"counts": np.array(counts, np.int32)}
+
+    return _kept_beside(store, "histograms-1.npz", ("counts",), compute)["counts"].astype(np.int64)
+
+
+def moments(histogram: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation on the [0, 1] scale of pixels counted by grey level [256]."""
+    levels = np.arange(256) / 255
+    mean = float(np.average(levels, weights=histogram))
+    return mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=histogram)))
+
+
+def record_test_look(dataset: Dataset, what: str) -> int:
+    """Notes that the test split was evaluated; returns how often it was, this time included.
+
+    The ledger lies beside the stores and is keyed by the data and who is in which split, so that
+    other runs and other image sizes on the same test split count too.
+
+    Args:
+      what: who looked, e.g. the working folder.
+    Raises:
+      UserError: when the ledger cannot be written.
+    """
+    ledger = dataset.store.root.parent / "test_looks.jsonl"
+    which = {"data": dataset.fingerprint, "split_digest": dataset.digest}
+    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "what": what} | which)
+    with writing(ledger, _CACHE_REMEDY), open(ledger, "a+", encoding="utf-8") as file:
+        # A line cut short by a crash must neither swallow this one nor stop the counting.
+        file.seek(0)
+        earlier = file.read()
+        cut_short = bool(earlier) and not earlier.endswith("\n")
+        file.write("\n" * cut_short + line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    return 1 + earlier.count(json.dumps(which)[1:])
+
+
+def cramers_v(table: np.ndarray) -> float | None:
+    """Association of rows and columns of counts, 0 (none) to 1 (one tells the other).
+
+    Bias-corrected (Bergsma 2013, doi:10.1016/j.jkss.2012.10.002): small tables of unrelated
+    variables give 0 rather than something above it. None when a variable does not vary.
+    """
+    table = np.asarray(table, float)
+    table = table[table.any(axis=1)][:, table.any(axis=0)]
+    rows, columns = table.shape
+    n = table.sum()
+    if min(rows, columns) < 2 or n < 2:
+        return None
+    expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / n
+    phi2 = ((table - expected) ** 2 / expected).sum() / n
+    phi2 = max(0.0, phi2 - (rows - 1) * (columns - 1) / (n - 1))
+    rows_, columns_ = (k - (k - 1) ** 2 / (n - 1) for k in (rows, columns))
+    smaller = min(rows_, columns_) - 1
+    return float(min(1.0, np.sqrt(phi2 / smaller))) if smaller > 0 else None
+
+
+def _audit(
+    store: Store,
+    divided: dict[str, np.ndarray],
+    groups: np.ndarray,
+    found: duplicates.Duplicates,
+) -> dict[str, Any]:
+    sizes = np.bincount(groups, minlength=1)
+    labels = np.asarray(store.labels)
+    conflicts = found.pairs[labels[found.pairs[:, 0]] != labels[found.pairs[:, 1]]]
+    audit = {
+        "duplicate_pairs": len(found.pairs),
+        "exact_pairs": int(found.exact.sum()),
+        "groups": int((sizes > 1).sum()),
+        "largest_group": int(sizes.max()),
+        "label_conflicts": {
+            "pairs": len(conflicts),
+            "images": len(np.unique(conflicts)),
+            "examples": [[store.names[i], store.names[j]] for i, j in conflicts[:_EXAMPLES]],
+        },
+        "leaks": splits.leaks(divided, found.pairs, store.patients, found.exact),
+        "confounding": _confounding(store),
+        "skipped": [list(entry) for entry in store.skipped],
+    }
+    return audit | {"summary": _summary(audit)}
+
+
+def _confounding(store: Store) -> dict[str, Any] | None:
+    """How far the source of an image tells its class, over images whose source is known.
+
+    The table holds the largest sources, images by class.
+    """
+    names = sorted({source for source in store.sources if source is not None})
+    table = np.zeros((len(names), len(store.classes)), int)
+    for source, label in zip(store.sources, store.labels, strict=True):
+        if source is not None:
+            table[names.index(source), label] += 1
+    if (value := cramers_v(table)) is None:
+        return None
+    return {
+        "cramers_v": round(value, 4),
+        "n": int(table.sum()),
+        "unknown": sum(source is None for source in store.sources),
+        "table": {
+            names[i]: dict(zip(store.classes, table[i].tolist(), strict=True))
+            for i in np.argsort(-table.sum(1), kind="stable")[:_EXAMPLES]
+        },
+    }
+
+
+def _summary(audit: dict[str, Any]) -> list[str]:
+    """The findings as short lines for a terminal or a report."""
+    leaks, conflicts, confounding = audit["leaks"], audit["label_conflicts"], audit["confounding"]
+    crossing = sum(leaks["pairs"].values())
+    into_test = leaks["pairs"]["train-test"] + leaks["pairs"]["validation-test"]
+    lines = [
+        f"{audit['duplicate_pairs']} near-duplicate pairs ({audit['exact_pairs']} exact, largest "
+        f"group {audit['largest_group']}); {crossing} cross the splits, {into_test} of them into "
+        "the test set"
+    ]
+    if any(leaks["patients"].values()):
+        lines.append(f"{sum(leaks['patients'].values())} patients are in two splits")
+    if conflicts["pairs"]:
+        lines.append(f"{conflicts['pairs']} near-duplicate pairs carry different classes")
+    if confounding is None:
+        lines.append("confounding of class and source: unknown, the data name no varying sources")
+    else:
+        lines.append(
+            f"confounding of class and source: Cramer's V {confounding['cramers_v']:.2f} over "
+            f"{confounding['n']} images of known source (0 none, 1 complete)"
+        )
+    if audit["skipped"]:
+        lines.append(f"{len(audit['skipped'])} unreadable images left out")
+    return lines
+
+
+def _kept_beside(
+    store: Store, name: str, keys: Sequence[str], compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    path = store.root / name
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            return {key: kept[key] for key in keys}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        pass  # absent or damaged: computed again
+    arrays = compute()
+    temporary = path.with_name(f"{name}.{os.getpid()}.tmp")
+    with writing(path, _CACHE_REMEDY):
+        try:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return arrays

@@ -1,0 +1,205 @@
+"""Any folder or zip archive with one subfolder of images per class, divided into parts or not."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from cxrjax import log
+from cxrjax.data import images
+from cxrjax.data.metadata import read_table
+from cxrjax.data.sources import Files, FileSource, Record, choose_classes, open_files
+from cxrjax.errors import UserError
+
+# Folders, in lower case, that are parts of a divided data set rather than classes.
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_INNER = {"images", "masks"}  # folders within a class, or side by side without classes
+_UNREAD = (".bmp", ".gif", ".tif", ".tiff", ".jp2", ".heic", ".avif", ".nii", ".npy")
+
+
+class Layout(NamedTuple):
+    """Where the classes lie among the files of a data set."""
+
+    root: str  # folders wrapped around the classes and parts, "" or "folder/"
+    divided: bool  # whether there are parts between the root and the classes
+
+
+class Place(NamedTuple):
+    """What an image's path says of it."""
+
+    label: str | None  # class name; None outside class folders
+    split: str | None
+    is_mask: bool
+    key: str  # equal for an image and its mask
+
+
+def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
+    """Opens class-named subfolders of PNG, JPEG, WebP or DICOM files, at any depth below them.
+
+    `<class>/...` or `<part>/<class>/...` with the parts of `PARTS`; folders wrapped around these
+    are passed over. Masks of the same stem may lie in `<class>/masks` beside `<class>/images`, or
+    beside the images themselves. An optional `metadata.csv` beside the class or part folders has
+    a column `file` (or FILE NAME: path or bare name, with or without suffix) and `patient` (or
+    `patient_id`), `source` or both. Other files are ignored.
+
+    Args:
+      path: the folder or archive.
+      classes: which classes and in which order; () for all, sorted by name.
+    Returns:
+      Records with the part as split, patient and source from the metadata, and the mask.
+    Raises:
+      UserError: when there are no images, a wanted class is missing, fewer than two classes are
+        left, parts lie beside other folders, or the metadata cannot be read or applied.
+    """
+    files, pictures = _pictures(path)
+    found = layout(pictures, classes, path)
+    places = {
+        name: place(name, found.divided)
+        for name in (picture.removeprefix(found.root) for picture in pictures)
+    }
+    outside = [name for name, where in places.items() if where.label is None]
+    if outside:
+        log.say(f"{path}: ignored {len(outside)} images outside class folders, as {outside[0]}")
+    masks = {where.key: name for name, where in places.items() if where.is_mask}
+    labelled = {n: where for n, where in places.items() if where.label and not where.is_mask}
+    chosen = choose_classes((str(where.label) for where in labelled.values()), classes, path)
+    known = _metadata(files, found.root, list(labelled))
+    records = []
+    for name, where in labelled.items():
+        if where.label in chosen:
+            row = known.get(name, {})
+            patient = row.get("patient") or row.get("patient id")
+            label, mask = chosen.index(where.label), masks.get(where.key)
+            records.append(Record(name, label, where.split, patient, row.get("source"), mask))
+    return FileSource(files, found.root, chosen, records)
+
+
+def open_masked(path: Path) -> FileSource:
+    """Opens a folder or archive of `images/*` and `masks/*` of the same stem, without classes.
+
+    Returns:
+      The images that have a mask, all of one class named "".
+    Raises:
+      UserError: when there is no such pair.
+    """
+    files, pictures = _pictures(path)
+    root = os.path.commonpath([os.path.dirname(picture) for picture in pictures])
+    root = f"{root}/" if root else ""
+    places = {name: place(f"/{name}", False) for name in (p.removeprefix(root) for p in pictures)}
+    masks = {where.key: name for name, where in places.items() if where.is_mask}
+    records = [
+        Record(name, 0, mask=masks[where.key])
+        for name, where in places.items()
+        if not where.is_mask and where.key in masks
+    ]
+    if not records:
+        raise UserError(f"{path} holds no images/ and masks/ with files of the same name.")
+    return FileSource(files, root, ("",), records)
+
+
+def layout(names: Sequence[str], classes: Sequence[str] = (), where: object = "") -> Layout:
+    """Finds the classes among image names, posix paths.
+
+    A folder counts as wrapped around the data set, not as a class, when it is the only one and
+    has images in subfolders only.
+
+    Args:
+      classes: folders that the user says are classes.
+      where: for the error.
+    Raises:
+      UserError: when the folders are neither classes nor parts but a mixture, or have no classes.
+    """
+    root = ""
+    while True:
+        paths = [name.removeprefix(root).split("/") for name in names]
+        tops = {path[0] for path in paths if len(path) > 1} - set(classes)
+        below = {path[1].lower() if len(path) > 2 else "" for path in paths}
+        if len(tops) != 1 or "" in below or below <= _INNER or set(classes) & {p[0] for p in paths}:
+            break
+        root += f"{tops.pop()}/"
+    parts = {PARTS[top.lower()] for top in tops if top.lower() in PARTS}
+    others = sorted(top for top in tops if top.lower() not in PARTS)
+    if len(parts) > 1 and others:
+        raise UserError(
+            f"{where} has folders {', '.join(others)} beside the parts {', '.join(sorted(parts))}; "
+            "name the folder that holds only parts, or only classes."
+        )
+    if tops and {top.lower() for top in tops} <= _INNER and not set(classes):
+        raise UserError(
+            f"{where} holds {' and '.join(sorted(tops))} without classes; make one folder of "
+            "images per class."
+        )
+    return Layout(root, len(parts) > 1)
+
+
+def place(name: str, divided: bool) -> Place:
+    """Reads class, part and kind from an image's path relative to the root of its data set."""
+    folders = name.split("/")[:-1]
+    split = PARTS.get(folders[0].lower()) if divided and folders else None
+    above = 1 if divided else 0
+    inner = folders[above + 1 : above + 2]
+    is_mask = [folder.lower() for folder in inner] == ["masks"]
+    kept = (
+        folders[: above + 1] + folders[above + 1 + (bool(inner) and inner[0].lower() in _INNER) :]
+    )
+    key = "/".join([*kept, PurePosixPath(name).stem]).lower()
+    label = folders[above] if len(folders) > above and (split or not divided) else None
+    return Place(label, split, is_mask, key)
+
+
+def _pictures(path: Path) -> tuple[Files, list[str]]:
+    files = open_files(path)
+    suffixes = Counter(PurePosixPath(name).suffix.lower() for name in files.names)
+    for suffix in _UNREAD:
+        if suffixes[suffix]:
+            log.say(f"{path}: ignored {suffixes[suffix]} {suffix} files; convert them to PNG")
+    pictures = [name for name in files.names if images.is_image(name)]
+    if not pictures:
+        raise UserError(
+            f"{path} holds no PNG, JPEG, WebP or DICOM image; name a folder or zip archive with "
+            "one folder of images per class."
+        )
+    return files, pictures
+
+
+def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Rows of metadata.csv by image name; {} when there is no such file."""
+    table = next((n for n in files.names if n.lower() == f"{root}metadata.csv".lower()), None)
+    if table is None:
+        return {}
+    rows, where = read_table(files, table), f"{files.path}: {table}"
+    columns = {column for row in rows for column in row}
+    if not columns & {"file", "file name"} or not columns & {"patient", "patient id", "source"}:
+        raise UserError(
+            f"{where} needs a column file and a column patient or source, filled; it has "
+            f"{', '.join(sorted(columns)) or 'none'}."
+        )
+    called: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        path = PurePosixPath(name.lower())
+        for way in (str(path), str(path.with_suffix("")), path.name, path.stem):
+            called[way].add(name)
+    found = {}
+    for row in rows:
+        file = row.get("file", row.get("file name", "")).replace("\\", "/").removeprefix("./")
+        meant = called.get(file.removeprefix(root).lower(), set())
+        if len(meant) > 1:
+            raise UserError(
+                f"{where} names {file}, which may be {' or '.join(sorted(meant)[:2])}; give the "
+                "path from the folder of metadata.csv."
+            )
+        found |= {name: row for name in meant}
+    if not found:
+        raise UserError(f"{where} names none of the images; give their paths from its folder.")
+    return found

@@ -1,0 +1,383 @@
+"""Healthy procedural chests: anatomy drawn from ranges, rendered as X-ray attenuation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cxrjax.data import phantom_texture as texture
+
+# Body coordinates: x from -1 (the patient's right) to 1, y from -1 (neck) to 1 (abdomen), origin
+# in the mid-chest; the film shows about [-1, 1] squared. Lengths are half sides of the film.
+# name: adult (low, high), child (low, high), both uniform.
+_RANGES: dict[str, tuple[float, float, float, float]] = {
+    "shift_x": (-0.07, 0.07, -0.06, 0.06),
+    "shift_y": (-0.02, 0.14, 0.06, 0.22),
+    "degrees": (-4.0, 4.0, -6.0, 6.0),
+    "scale_x": (0.92, 1.16, 0.80, 1.02),
+    "scale_y": (0.92, 1.12, 0.86, 1.04),
+    "lung_width": (0.66, 0.78, 0.66, 0.8),
+    "lung_asymmetry": (-0.07, 0.07, -0.10, 0.10),
+    "apex": (-0.8, -0.7, -0.68, -0.58),
+    "roundness": (1.7, 2.3, 1.9, 2.5),
+    "dome": (0.28, 0.56, 0.34, 0.52),
+    "dome_difference": (0.00, 0.10, -0.02, 0.06),
+    "dome_depth": (0.16, 0.30, 0.10, 0.20),
+    "lucency": (0.58, 0.74, 0.58, 0.72),
+    "heart_left": (0.22, 0.42, 0.2, 0.36),
+    "heart_right": (0.04, 0.13, 0.05, 0.15),
+    "heart_density": (0.3, 0.52, 0.26, 0.44),
+    "mediastinum": (0.1, 0.15, 0.13, 0.21),
+    "aortic_knob": (0.01, 0.085, 0.0, 0.02),
+    "trachea": (0.12, 0.3, 0.1, 0.26),
+    "trachea_x": (-0.025, 0.015, -0.03, 0.02),
+    "spine": (0.05, 0.18, 0.18, 0.34),
+    "vertebra": (0.115, 0.135, 0.105, 0.125),
+    "rib_density": (0.1, 0.23, 0.17, 0.3),
+    "rib_spacing": (0.138, 0.162, 0.128, 0.150),
+    "rib_offset": (0.0, 1.0, 0.0, 1.0),
+    "rib_slope": (0.18, 0.32, 0.08, 0.20),
+    "rib_arch": (0.10, 0.20, 0.12, 0.22),
+    "anterior_slope": (0.26, 0.46, 0.18, 0.34),
+    "anterior_density": (0.30, 0.65, 0.20, 0.50),
+    "clavicle_y": (-0.6, -0.46, -0.58, -0.48),
+    "clavicle_tilt": (0.12, 0.36, 0.0, 0.3),
+    "clavicle_bend": (0.02, 0.07, 0.01, 0.06),
+    "clavicle_density": (0.14, 0.3, 0.18, 0.32),
+    "scapula_x": (0.66, 0.90, 0.72, 0.92),
+    "scapula_density": (0.03, 0.14, 0.02, 0.10),
+    "humerus": (0.05, 0.20, 0.05, 0.2),
+    "body_width": (0.98, 1.2, 0.84, 0.98),
+    "neck": (0.22, 0.34, 0.26, 0.40),
+    "chest_wall": (0.58, 0.82, 0.5, 0.7),
+    "abdomen": (0.30, 0.65, 0.15, 0.45),
+    "gas_x": (0.22, 0.46, 0.20, 0.42),
+    "gas_depth": (0.10, 0.22, 0.10, 0.24),
+    "gas_radius": (0.05, 0.15, 0.05, 0.16),
+    "gas": (-0.45, 0.40, -0.2, 0.45),  # below 0: none
+    "breast": (-0.30, 0.24, -1.0, -0.5),  # below 0: none
+    "breast_y": (0.22, 0.46, 0.3, 0.4),
+    "breast_radius": (0.24, 0.38, 0.3, 0.4),
+    "vessels": (0.16, 0.38, 0.12, 0.34),
+    "hilum": (0.03, 0.16, 0.03, 0.15),
+    "vessel_scale": (0.9, 1.15, 0.9, 1.2),
+    "haze": (0.01, 0.055, 0.01, 0.055),
+    "tilt_x": (-0.10, 0.10, -0.06, 0.06),
+    "latitude": (0.26, 0.44, 0.26, 0.42),
+    "speed": (0.52, 0.84, 0.5, 0.8),
+    "black": (-0.04, 0.14, -0.02, 0.08),
+    "white": (0.86, 1.04, 0.90, 1.06),
+    "grain": (0.006, 0.03, 0.006, 0.03),
+    "wires": (-2.0, 1.6, -3.0, 1.2),  # rounded up: number of cables across the film
+    "head": (-1.2, 0.1, -0.2, 0.16),
+    "scoliosis": (-0.03, 0.03, -0.04, 0.04),
+}
+_CHILDREN = 0.25
+_PER_UNIT = 400  # table entries per unit of length, for films up to 256 pixels
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Everything about one patient and exposure, in body coordinates."""
+
+    child: bool
+    values: dict[str, float]
+
+    def __getattr__(self, name: str) -> float:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def changed(self, **by: float) -> Anatomy:
+        """The same patient with some values shifted by the given amounts."""
+        shifted = {name: self.values[name] + amount for name, amount in by.items()}
+        return replace(self, values=self.values | shifted)
+
+
+def draw_anatomy(rng: np.random.Generator) -> Anatomy:
+    """One patient: every value independent of every class."""
+    child = bool(rng.random() < _CHILDREN)
+    drawn = rng.random(len(_RANGES))
+    columns = (2, 3) if child else (0, 1)
+    values = {
+        name: bounds[columns[0]] + (bounds[columns[1]] - bounds[columns[0]]) * float(share)
+        for (name, bounds), share in zip(_RANGES.items(), drawn, strict=True)
+    }
+    return Anatomy(child, values)
+
+
+class Chest:
+    """Coordinates and lungs of one patient on a film of `size` pixels a side.
+
+    x, y: float32 [size, size], body coordinates of the pixels; ax: |x|.
+    rib: float32 [size, size], 0 at the mid-line to 1 at the inner chest wall.
+    air: float32 [size, size], depth of lung in the beam, 0 to 1.
+    """
+
+    def __init__(self, anatomy: Anatomy, size: int):
+        a = self.anatomy = anatomy
+        self.size = size
+        self.per_unit = _PER_UNIT * max(1, round(size / 256))
+        line = ((np.arange(size, dtype=np.float32) + 0.5) * (2 / size) - 1).astype(np.float32)
+        angle = np.deg2rad(a.degrees)
+        across, down = line - np.float32(a.shift_x), line - np.float32(a.shift_y)
+        cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+        sx, sy = np.float32(1 / a.scale_x), np.float32(1 / a.scale_y)
+        self.x = (across * cos * sx)[None, :] + (down * sin * sx)[:, None]
+        self.y = (down * cos * sy)[:, None] - (across * sin * sy)[None, :]
+        # Functions of one coordinate are tabulated once and looked up: no transcendental
+        # function is evaluated per pixel.
+        self.grid = np.arange(-1.8, 1.8, 1 / self.per_unit, dtype=np.float32)
+        self.iy = self.index(self.y)
+        self.x += self.along_y(a.scoliosis * np.sin(2.2 * self.grid))
+        self.ix = self.index(self.x)
+        self.side = self.along_x(np.where(self.grid < 0, 1 + a.lung_asymmetry, 1))
+        self.ax = np.abs(self.x)
+        self.ax *= self.side
+        self._lungs()
+
+    def index(self, coordinate: np.ndarray) -> np.ndarray:
+        """Positions in a table over `grid`, intp."""
+        return ((coordinate + np.float32(1.8)) * np.float32(self.per_unit)).astype(np.intp)
+
+    def along_x(self, table: np.ndarray) -> np.ndarray:
+        """A function of x, tabulated over `grid`, at every pixel."""
+        return np.take(table.astype(np.float32, copy=False), self.ix, mode="clip")
+
+    def along_y(self, table: np.ndarray) -> np.ndarray:
+        """A function of y, tabulated over `grid`, at every pixel."""
+        return np.take(table.astype(np.float32, copy=False), self.iy, mode="clip")
+
+    def lookup(self, table: np.ndarray, coordinate: np.ndarray) -> np.ndarray:
+        """A function of any coordinate, tabulated over `grid`, at every pixel."""
+        return np.take(table.astype(np.float32, copy=False), self.index(coordinate), mode="clip")
+
+    def _lungs(self) -> None:
+        a, grid = self.anatomy, self.grid
+        middle = 0.30
+        up = np.clip((middle - grid) / (middle - a.apex), 0, 1)
+        below = np.clip(grid - middle, 0, 1)
+        dome_x = 0.30 * a.lung_width
+        outer = dome_x + (a.lung_width - dome_x) * (1 - up**a.roundness) ** (1 / a.roundness)
+        outer += 0.06 * below
+        inner = dome_x - (dome_x - 0.03) * (1 - up**7) ** (1 / 3)
+        half = np.maximum((outer - inner) / 2, 0.02)
+        self.outer = outer
+        self.rib = self.ax * self.along_y(1 / (outer * 1.03 + 0.25 * np.clip(up - 0.8, 0, 1)))
+        q = self.ax - self.along_y((outer + inner) / 2)
+        q *= self.along_y(1 / half)
+        q *= q
+        np.subtract(1, q, out=q)
+        np.clip(q, 0, 1, out=q)
+        q *= self.along_y(np.clip((grid - a.apex) / 0.02, 0, 1))
+        self.q = q
+        air = q * (2 - q)  # 1 - t^4: flat in the middle, steep at the rim
+        np.sqrt(air, out=air)
+        self.beneath = self.y - self.along_x(self._diaphragm())
+        air *= step(-self.beneath, 0.03)
+        self.air = air
+
+    def _diaphragm(self) -> np.ndarray:
+        """y of the domes over x: falls to the ribs at the sides and a little to the middle."""
+        a, grid = self.anatomy, self.grid
+        level = a.dome + a.dome_difference * np.clip(grid / 0.4 + 0.5, 0, 1)
+        t = np.clip((np.abs(grid) / a.lung_width - 0.42) / 0.58, -1, 2.0)
+        fall = np.where(t > 0, a.dome_depth * np.abs(t) ** 2.6, 0.05 * t * t)
+        return level + fall
+
+    def lung_mask(self) -> np.ndarray:
+        """bool [size, size]: lung above the diaphragm, also behind the heart."""
+        return (self.q > 0.02) & (self.beneath < 0)
+
+
+def step(distance: np.ndarray, width: float) -> np.ndarray:
+    """0 to 1 over `width`, centred on distance 0."""
+    out = distance * np.float32(1 / width)
+    out += np.float32(0.5)
+    return np.clip(out, 0, 1, out=out)
+
+
+def attenuation(chest: Chest, rng: np.random.Generator) -> np.ndarray:
+    """float32 [size, size]: what the healthy chest takes from the beam, about 0 (air) to 2."""
+    a, grid = chest.anatomy, chest.grid
+    below = step(chest.beneath, 0.035)
+    field = _soft_tissue(chest, rng)
+    lung = chest.air * np.float32(a.lucency)
+    # Density that no class explains: uneven lungs, veins and arteries.
+    lung *= texture.smooth_field(rng, 7, chest.size) * np.float32(a.haze) + np.float32(1)
+    field *= np.float32(1) - lung
+    vessels = texture.vessels(chest, rng) * np.float32(a.vessels)
+    vessels *= lung
+    field += vessels
+    hilum = chest.along_x(np.exp(-(((np.abs(grid) - 0.19) / 0.085) ** 2)))
+    hilum *= chest.along_y(a.hilum * np.exp(-(((grid + 0.06) / 0.14) ** 2)))
+    field += hilum
+    field += _ribs(chest) * (1 - 0.6 * below)
+    _add_mediastinum(chest, below, field)
+    # Beside the ribs the flanks take over gradually.
+    abdomen = np.maximum(below, chest.along_y(np.clip((grid - a.dome - 0.10) / 0.45, 0, 0.8)))
+    abdomen *= step(chest.beneath + np.float32(0.2), 0.5)
+    abdomen *= chest.along_y(a.abdomen * np.clip(0.75 + 0.5 * (grid - a.dome), 0.6, 1.1))
+    if a.gas > 0:
+        dx, dy = chest.x - np.float32(a.gas_x), chest.beneath - np.float32(a.gas_depth)
+        gas = 1 - (dx * dx * 0.5 + dy * dy) * np.float32(1 / a.gas_radius**2)
+        gas += texture.smooth_field(rng, 9, chest.size) * np.float32(0.35)
+        abdomen -= below * step(gas, 0.9) * np.float32(a.gas)
+    field += abdomen * chest.body
+    _add_shoulders(chest, field)
+    return field
+
+
+def _soft_tissue(chest: Chest, rng: np.random.Generator) -> np.ndarray:
+    """Skin to skin, with arms, neck, breasts, and the jaw of a child held upright."""
+    a, grid = chest.anatomy, chest.grid
+    shoulder = np.clip((grid + 1.02) / 0.36, 0, 1)
+    width = a.neck + (1.35 - a.neck) * shoulder**1.7
+    waist = np.clip((grid + 0.62) / 0.5, 0, 1)
+    width += (a.body_width - 1.35) * waist * waist * (3 - 2 * waist)
+    width += 0.06 * np.clip(grid - 0.3, 0, 1)
+    q = chest.x * chest.along_y(1 / width)
+    q *= q
+    q *= q
+    np.subtract(1, q, out=q)
+    np.clip(q, 0, 1, out=q)
+    body = np.sqrt(q)
+    chest.body = body
+    bulk = a.chest_wall * (0.86 + 0.22 * np.clip((grid + 0.5) / 1.2, 0, 1))
+    # The back is thicker than the flanks.
+    field = body * chest.along_y(bulk)
+    field *= texture.smooth_field(rng, 5, chest.size) * np.float32(0.05) + np.float32(1)
+    field *= chest.along_x(1.0 + a.tilt_x * grid + 0.22 * np.exp(-((grid / 0.5) ** 2)))
+    if a.breast > 0:
+        r = np.float32(1 / a.breast_radius)
+        dx = (chest.ax - np.float32(0.72 * a.lung_width)) * r
+        dy = (chest.y - np.float32(a.breast_y)) * r
+        round_ = 1 - dx * dx - dy * dy * np.float32(0.8)
+        round_ *= step(round_, 0.25) * np.float32(a.breast * 1.2)
+        field += round_ * step(np.float32(0.75) - dy, 1.6)
+    if a.head > 0:
+        dy = (chest.y + np.float32(1.35)) * np.float32(1.0 / (0.45 + a.head))
+        dx = chest.x * np.float32(1 / 0.46)
+        field += step(1 - dx * dx - dy * dy, 0.35) * np.float32(0.6)
+    return field
+
+
+def _ribs(chest: Chest) -> np.ndarray:
+    """Ten pairs of ribs: posterior parts from the spine, anterior parts fading to the front."""
+    a, grid = chest.anatomy, chest.grid
+    bend = np.clip(1 - chest.rib, 0, 1)
+    np.sqrt(bend, out=bend)
+    inside = step(1.0 - chest.rib, 0.05)
+    # Lower ribs hang more steeply.
+    slope = chest.along_y(a.rib_slope * (1 + 0.5 * grid))
+    slope *= chest.rib
+    spaced = chest.y - slope
+    spaced += bend * np.float32(a.rib_arch)
+    phase = a.rib_offset * a.rib_spacing
+    profile = _rib_profile(grid, a.rib_spacing, phase, 0.36)
+    window = np.clip((grid - a.apex + 0.04) / 0.05, 0, 1)
+    ribs = chest.lookup(profile * window, spaced)
+    # Seen edge on at the side wall, so denser there.
+    across = np.abs(grid)
+    ribs *= chest.lookup(
+        0.55 * np.clip((across - 0.08) / 0.10, 0, 1) + 0.75 * np.clip(across, 0, 1) ** 5, chest.rib
+    )
+    front = chest.y - bend * np.float32(a.anterior_slope)
+    window = np.clip((grid - a.apex - 0.12) / 0.1, 0, 1) * np.clip((0.62 - grid) / 0.2, 0, 1)
+    profile = _rib_profile(grid, a.rib_spacing * 1.12, phase + 0.5 * a.rib_arch, 0.42)
+    anterior = chest.lookup(profile * window, front)
+    anterior *= step(chest.rib - 0.50, 0.34)
+    anterior *= np.float32(a.anterior_density)
+    ribs += anterior
+    wall = chest.rib - np.float32(1.0)
+    wall *= wall
+    wall = step(np.float32(0.0012) - wall, 0.003)
+    wall *= chest.along_y(0.45 * np.clip((grid + 0.75) / 0.3, 0, 1))
+    ribs *= inside
+    ribs += wall
+    ribs *= np.float32(a.rib_density)
+    return ribs
+
+
+def _rib_profile(grid: np.ndarray, spacing: float, phase: float, share: float) -> np.ndarray:
+    """Bars every `spacing`, brighter at their cortical edges, `share` of the spacing wide."""
+    offset = (((grid + phase) / spacing) % 1.0 - 0.5) * (2 / share)
+    bar = np.clip((1 - np.abs(offset)) * 3.0, 0, 1)
+    return bar * (0.72 + 0.28 * offset**4 + 0.16 * offset)
+
+
+def _add_mediastinum(chest: Chest, below: np.ndarray, field: np.ndarray) -> None:
+    """Adds heart, great vessels, trachea and spine in place."""
+    a, grid = chest.anatomy, chest.grid
+
+    def bump(centre: float, above: float, under: float) -> np.ndarray:
+        width = np.where(grid < centre, above, under)
+        return np.exp(-(((grid - centre) / width) ** 2))
+
+    top = np.clip((-0.45 - grid) / 0.4, 0, 1)
+    left = a.mediastinum * (1 - 0.25 * top) + a.aortic_knob * bump(-0.36, 0.075, 0.10)
+    left = left + 0.03 * bump(-0.12, 0.1, 0.12) + a.heart_left * bump(a.dome + 0.02, 0.34, 0.30)
+    right = a.mediastinum * (0.9 - 0.15 * top) + a.heart_right * bump(0.24, 0.24, 0.3)
+    half = (left + right) / 2
+    q = chest.x - chest.along_y((left - right) / 2)
+    q *= chest.along_y(1 / half)
+    q *= q
+    np.subtract(1, q, out=q)
+    np.clip(q, 0, 1, out=q)
+    np.sqrt(q, out=q)
+    heart = np.clip((grid + 0.2) / 0.4, 0, 1)
+    amount = a.heart_density * (0.72 + 0.28 * heart)
+    q *= chest.along_y(amount * np.clip((grid + 1.3) / 0.4, 0, 1))
+    # The heart displaces lung as well as adding blood.
+    q *= np.float32(1.0) + chest.air * np.float32(0.55 * a.lucency)
+    q *= np.float32(1) - below * np.float32(0.85)
+    field += q
+    across = np.abs(grid)
+    bodies = np.clip((0.105 - across) / 0.035, 0, 1) * (0.7 + 0.3 * np.minimum(across / 0.085, 1) ** 6)
+    period = (grid / a.vertebra) % 1.0
+    discs = 1 - 0.42 * np.clip(1 - np.abs(period - 0.5) / 0.13, 0, 1)
+    discs += 0.25 * np.clip(1 - np.abs(period) / 0.12, 0, 1)
+    spine = chest.along_x(bodies)
+    spine *= chest.along_y(a.spine * discs)
+    field += spine
+    pedicles = np.exp(-(((across - 0.06) / 0.014) ** 2)) + 0.8 * np.exp(-((grid / 0.013) ** 2))
+    eyes = np.exp(-(((period - 0.85) / 0.13) ** 2))
+    spots = chest.along_x(pedicles)
+    spots *= chest.along_y(0.4 * a.spine * eyes)
+    field += spots
+    airway = np.clip((0.046 - np.abs(grid - a.trachea_x)) / 0.02, 0, 1)
+    reach = np.clip((-0.16 - grid) / 0.14, 0, 1)
+    trachea = chest.along_x(airway)
+    trachea *= chest.along_y(a.trachea * reach)
+    field -= trachea
+
+
+def _add_shoulders(chest: Chest, field: np.ndarray) -> None:
+    """Adds clavicles, scapulae and the heads of the humeri in place."""
+    a, grid = chest.anatomy, chest.grid
+    across = np.abs(grid)
+    wave = a.clavicle_bend * np.sin((across - 0.1) * 7.0)
+    line = a.clavicle_y - a.clavicle_tilt * (across - 0.08) - wave
+    thick = 0.030 + 0.018 * np.exp(-(((across - 0.10) / 0.07) ** 2))
+    shown = np.clip((across - 0.055) / 0.03, 0, 1) * np.clip((0.80 - across) / 0.1, 0, 1)
+    bone = chest.y - chest.along_x(line)
+    bone *= chest.along_x(1 / thick)
+    bar = 1 - np.abs(grid)
+    profile = np.clip(bar * 4, 0, 1) * (0.65 + 0.35 * grid**2)
+    bone = chest.lookup(profile, bone)
+    bone *= chest.along_x(a.clavicle_density * shown)
+    field += bone
+    edge = a.scapula_x - 0.16 * (grid + 0.2) ** 2 - 0.12 * np.clip(-grid - 0.45, 0, 1)
+    blade = np.abs(chest.x) - chest.along_y(edge)
+    high = np.clip((grid + 0.62) / 0.1, 0, 1) * np.clip((0.08 - grid) / 0.2, 0, 1)
+    rim = np.exp(-(((grid - 0.02) / 0.02) ** 2)) + 0.45 * np.clip(grid / 0.02, 0, 1)
+    rim *= np.clip((0.32 - grid) / 0.1, 0, 1)
+    blade = chest.lookup(rim, blade)
+    blade *= chest.along_y(a.scapula_density * high)
+    field += blade
+    dx, dy = np.abs(chest.x) - np.float32(1.0), chest.y + np.float32(0.60)
+    head = step(np.float32(0.018) - dx * dx - dy * dy, 0.012)
+    head *= np.float32(a.humerus)
+    field += head

@@ -1,0 +1,148 @@
+"""The COVID-19 Radiography Database, from its archive or its unpacked folder."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from cxrjax.data import images
+from cxrjax.data.metadata import read_table
+from cxrjax.data.sources import Files, FileSource, Record, choose_classes, open_files
+from cxrjax.errors import UserError
+
+CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
+COUNTS = {"COVID": 3616, "Lung_Opacity": 6012, "Normal": 10192, "Viral Pneumonia": 1345}
+URL = "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database"
+# Folder names of all releases in lower case; the first releases wrote COVID-19 and NORMAL.
+_CLASS_OF = {name.lower(): name for name in CLASSES} | {"covid-19": "COVID"}
+_DEPTH = 3  # folders to descend in search of the database
+
+
+def open_radiography(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
+    """Opens the database (doi:10.1109/ACCESS.2020.3010287, 10.1016/j.compbiomed.2021.104319).
+
+    Below its root lie `<class>/images/*` with `<class>/masks/*` of the same stem where present
+    (first releases: `<class>/*`), and `<class>.metadata.xlsx` or `.csv` with FILE NAME and SOURCE
+    or URL. The full release has `COUNTS` images; a part of it will do.
+
+    Args:
+      path: the archive, the unpacked folder, or a folder that holds either.
+      classes: which of `CLASSES` and in which order; () for all there are.
+    Returns:
+      Records with source and mask where known; they have neither split nor patient, for the
+      database names none.
+    Raises:
+      UserError: when the database is not there, a wanted class is missing, or fewer than two are.
+    """
+    files = open_files(_locate(path))
+    root = _root(files)
+    inside = [name.removeprefix(root) for name in files.names if name.startswith(root)]
+    pictures: dict[str, list[str]] = defaultdict(list)
+    masks: dict[str, str] = {}
+    for name in filter(images.is_image, inside):
+        folder, *between, _ = name.split("/") if "/" in name else ("", "")
+        found = _CLASS_OF.get(folder.lower())
+        part = between[0].lower() if between else "images"
+        if found is None or part not in ("images", "masks"):
+            continue
+        if part == "masks":
+            masks[f"{folder}/{PurePosixPath(name).stem}".lower()] = name
+        else:
+            pictures[found].append(name)
+    chosen = choose_classes(pictures, classes, files.path)
+    records, sources = [], {}
+    for label, name in enumerate(chosen):
+        for picture in pictures[name]:
+            folder, stem = picture.split("/")[0], PurePosixPath(picture).stem.lower()
+            if folder not in sources:
+                sources[folder] = _sources(files, root, inside, folder)
+            source, mask = sources[folder].get(stem), masks.get(f"{folder.lower()}/{stem}")
+            records.append(Record(picture, label, source=source, mask=mask))
+    return FileSource(files, root, chosen, records)
+
+
+def _sources(files: Files, root: str, inside: list[str], folder: str) -> dict[str, str]:
+    """Source by lower-case file stem, for the table's case may differ: NORMAL-1, Normal-1.png."""
+    wanted = {f"{folder}.metadata{suffix}".lower() for suffix in (".csv", ".xlsx")}
+    sources = {}
+    for table in (name for name in inside if name.lower() in wanted):
+        for row in read_table(files, root + table):
+            source = row.get("source") or row.get("url")
+            if source and "file name" in row:
+                sources[_stem(row["file name"])] = source
+    return sources
+
+
+def _stem(file_name: str) -> str:
+    """File names in the tables come without a suffix, mostly, and may hold dots."""
+    return (PurePosixPath(file_name).stem if images.is_image(file_name) else file_name).lower()
+
+
+def _root(files: Files) -> str:
+    """What stands before the class folders: the shallowest place with two or more of them."""
+    classes: dict[str, set[str]] = defaultdict(set)
+    for name in filter(images.is_image, files.names):
+        parts = name.split("/")
+        for i, part in enumerate(parts[:-1]):
+            if part.lower() in _CLASS_OF:
+                classes["".join(f"{above}/" for above in parts[:i])].add(_CLASS_OF[part.lower()])
+    roots = [place for place, found in classes.items() if len(found) > 1]
+    shallowest = min((place.count("/") for place in roots), default=0)
+    roots = sorted(place for place in roots if place.count("/") == shallowest)
+    if not roots:
+        raise _absent(files.path)
+    if len(roots) > 1:
+        raise UserError(
+            f"{files.path} holds the database's classes in several places ({', '.join(roots)}); "
+            "name one of them, or read divided data by --config.data.name=folder."
+        )
+    return roots[0]
+
+
+def _absent(path: Path) -> UserError:
+    return UserError(
+        f"{path} does not hold the COVID-19 Radiography Database: no two of its folders "
+        f"{', '.join(CLASSES)} with images are in it; get it from {URL}, or read another data set "
+        "by --config.data.name=folder."
+    )
+
+
+def _locate(path: Path) -> Path:
+    """The folder or archive of the database, where `path` is it or holds it."""
+    if not path.is_dir():
+        return path
+    level = [path]
+    for _ in range(_DEPTH + 1):
+        below = {folder: _folders(folder) for folder in level}
+        for folder, children in below.items():
+            if len({_CLASS_OF.get(child.name.lower()) for child in children} - {None}) > 1:
+                return folder
+        level = [child for children in below.values() for child in children]
+    archives = [file for file in sorted(path.iterdir()) if _holds_database(file)]
+    if len(archives) > 1:
+        raise UserError(
+            f"{path} holds several archives of the database "
+            f"({', '.join(archive.name for archive in archives)}); name one of them."
+        )
+    if not archives:
+        raise _absent(path)
+    return archives[0]
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(path / e.name for e in entries if e.is_dir() and e.name[0] != ".")
+    except OSError:  # not ours to read
+        return []
+
+
+def _holds_database(file: Path) -> bool:
+    if file.suffix.lower() != ".zip" or not file.is_file():
+        return False
+    try:
+        _root(open_files(file))
+    except UserError:  # another archive beside it is no error
+        return False
+    return True

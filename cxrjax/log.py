@@ -1,0 +1,74 @@
+"""Progress bars, JSON files written atomically, and JSON lines. Quiet when not on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], *, total: int | None, what: str, unit: str) -> Iterable[T]:
+    """Yields `items` behind a bar with rate and ETA on a terminal; plain `items` in a pipe."""
+    return tqdm(items, **_bar(total, what, unit))
+
+
+def progress_bar(*, total: int | None, what: str, unit: str) -> tqdm:
+    """A bar to `update(n)` by hand, with rate and ETA on a terminal; silent in a pipe."""
+    return tqdm(**_bar(total, what, unit))
+
+
+def _bar(total: int | None, what: str, unit: str) -> dict[str, Any]:
+    return dict(
+        total=total,
+        desc=what,
+        unit=" " + unit,
+        disable=not sys.stderr.isatty(),
+        dynamic_ncols=True,
+        leave=False,
+        file=sys.stderr,
+    )
+
+
+def say(message: str) -> None:
+    """Prints one line of status to standard error, above any running bar."""
+    tqdm.write(message, file=sys.stderr)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` in one step, so that a reader or a crash never sees half a file."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically. NaN and infinity become null (strict JSON)."""
+    write_text(path, json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def json_line(value: Any) -> str:
+    """`value` as one line of strict JSON; NaN and infinity become null."""
+    return json.dumps(_finite(value), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value

@@ -1,0 +1,283 @@
+"""Training from configuration to result: prepare, build, train, pick the best epoch, evaluate."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import signal
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from cxrjax import build, evaluation, log, optim, runtime, step
+from cxrjax.checkpoint import Checkpoints
+from cxrjax.data import batches, dataset
+from cxrjax.errors import UserError
+from cxrjax.models import registry, weights
+from cxrjax.run_folder import RunFolder
+
+
+class Training:
+    """A run between preparation and evaluation: the compiled steps and everything they change."""
+
+    def __init__(self, config: ConfigDict, data: dataset.Dataset, folder: RunFolder):
+        self.config, self.data, self.folder = config, data, folder
+        self.train_positions = data.splits["train"]
+        _, self.recipe, variables = build.network(config, data)
+        tx, self._train_step = build.train_program(config, self.recipe)
+        self._eval_step = jax.jit(functools.partial(step.eval_step, self.recipe))
+        self.state = build.init_state(variables, self.recipe, tx)
+        self.input = build.make_input(config, data)
+        self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
+        self.note: dict[str, Any] = {
+            "finished": False, "history": [], "best_epoch": 0, "best_loss": math.inf,
+            "epochs_since_best": 0, "epoch_seconds": 0.0, "digest": data.digest,
+            "input": self.contract(variables), "config": config.to_dict(),
+        }
+        self.checkpoints = Checkpoints(folder.path / "checkpoints")
+
+    def contract(self, variables: build.Variables) -> dict[str, Any]:
+        """What a prediction must repeat exactly: sizes, channels, normalisation, classes, weights."""
+        return {
+            "model": self.config.model.name,
+            "classes": list(self.data.classes),
+            "image_size": self.config.data.image_size,
+            "channels": self.recipe.channels,
+            "mean": list(self.recipe.mean),
+            "std": list(self.recipe.std),
+            "pretrained": variables.source,
+        }
+
+    # ------------------------------------------------------------------ resume
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint, if there is one."""
+        newest = self.checkpoints.latest()
+        if newest is None:
+            return
+        note = self.checkpoints.note(newest)
+        if note["digest"] != self.data.digest:
+            raise UserError(
+                f"{self.folder.path} was trained on other data or another split than the one found "
+                "now; point --config.data.dir at the original data or choose another --workdir."
+            )
+        self.state, self.best = self.checkpoints.arrays(newest, (self.state, self.best))
+        self.note = note | {"best_loss": math.inf if note["best_loss"] is None else note["best_loss"]}
+        log.say(f"resumed after step {newest}, epoch {len(note['history']) // 2}")
+
+    def save(self, *, wait: bool = False) -> None:
+        """Starts a checkpoint of the state, the best weights so far and the history."""
+        loss = self.note["best_loss"]
+        note = self.note | {"best_loss": None if math.isinf(loss) else loss}
+        # Steps plus validated epochs: unlike the step alone it also grows with a validation.
+        at = int(jax.device_get(self.state.step)) + len(self.note["history"]) // 2
+        self.checkpoints.save(at, (self.state, self.best), note, wait=wait)
+
+    # ------------------------------------------------------------------ epochs
+
+    def fit(self) -> None:
+        """Trains until the last epoch or until validation loss stops improving."""
+        config = self.config.train
+        with _StopSignals() as stop, jax.transfer_guard("disallow"):
+            while not self.note["finished"]:
+                epoch = len(self.note["history"]) // 2
+                train = self._train_epoch(epoch, stop)
+                validation = self._validate(epoch)
+                self.note["history"] += [train, validation]
+                self.note["epoch_seconds"] = 0.0
+                self._keep_best(validation["loss"], epoch + 1)
+                stale = self.note["epochs_since_best"]
+                self.note["finished"] = epoch + 1 >= config.epochs or (
+                    0 < config.patience <= stale
+                )
+                with jax.transfer_guard("allow"):
+                    self.state = self.state._replace(totals=step.no_totals(self.recipe.n_classes))
+                    self.save()
+                self.folder.write_history(self.note["history"])
+                log.say(_epoch_line(train, validation, config.epochs))
+                if stop.requested and not self.note["finished"]:
+                    self._interrupt()
+
+    def _interrupt(self) -> NoReturn:
+        self.checkpoints.wait()
+        raise KeyboardInterrupt(
+            f"the state is saved in {self.folder.path}; run the same command to resume."
+        )
+
+    def _train_epoch(self, epoch: int, stop: _StopSignals) -> dict[str, Any]:
+        plan = batches.training_plan(
+            self.train_positions, self.config.train.batch_size, self.config.seed, epoch
+        )
+        done = int(jax.device_get(self.state.step)) - epoch * plan.steps
+        images = int(plan.mask[done:].sum())
+        before, start, first = self.note["epoch_seconds"], time.perf_counter(), None
+        previous = None
+        what = f"epoch {epoch + 1}/{self.config.train.epochs}"
+        with log.progress_bar(total=images, what=what, unit="images") as bar:
+            for taken, batch in enumerate(self.input.batches(plan, done)):
+                self.state, loss = self._train_step(self.state, batch)
+                # Looking at the loss one step late keeps the device busy meanwhile.
+                if previous is not None:
+                    self._check_finite(previous, epoch)
+                    first = first or (time.perf_counter(), taken)
+                previous = loss
+                bar.update(int(plan.mask[done + taken].sum()))
+                if stop.requested:
+                    self.note["epoch_seconds"] = before + time.perf_counter() - start
+                    self.save()
+                    self._interrupt()
+        if previous is not None:
+            self._check_finite(previous, epoch)
+        end = time.perf_counter()
+        rate = None
+        if first is not None and first[1] < plan.steps - done:  # the first step compiles
+            rate = float(plan.mask[done + first[1]:].sum() / (end - first[0]))
+        return self._train_line(epoch, before + end - start, rate)
+
+    def _train_line(self, epoch: int, seconds: float, rate: float | None) -> dict[str, Any]:
+        totals = jax.device_get(self.state.totals)
+        recall = totals["correct"] / np.maximum(totals["support"], 1)
+        return {
+            "epoch": epoch + 1,
+            "split": "train",
+            "loss": float(totals["loss"] / totals["support"].sum()),
+            "accuracy": float(totals["correct"].sum() / totals["support"].sum()),
+            "recall": dict(zip(self.data.classes, map(float, recall), strict=True)),
+            "lr": self.config.train.learning_rate,
+            "seconds": round(seconds, 3),
+            "images_per_second": rate and round(rate, 2),
+        }
+
+    def _validate(self, epoch: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        predictions = self.predict("validation", self.state.params, self.state.batch_stats)
+        seconds = time.perf_counter() - start
+        labels = self.data.store.labels[self.data.splits["validation"]]
+        summary = evaluation.summarise_epoch(labels, predictions, self.data.classes)
+        return {
+            "epoch": epoch + 1,
+            "split": "validation",
+            **summary,
+            "lr": self.config.train.learning_rate,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(len(labels) / seconds, 2),
+        }
+
+    def predict(self, split: str, params: optim.Params, batch_stats: Any) -> evaluation.Predictions:
+        """Probabilities and losses over a whole split with the given weights."""
+        run = functools.partial(self._eval_step, params, self.state.frozen, batch_stats)
+        return evaluation.predict(
+            run, self.input.batches, self.data.splits[split], self.config.eval.batch_size, split
+        )
+
+    def _keep_best(self, loss: float, epoch: int) -> None:
+        if loss < self.note["best_loss"]:
+            self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
+            self.note |= {"best_loss": loss, "best_epoch": epoch, "epochs_since_best": 0}
+        else:
+            self.note["epochs_since_best"] += 1
+
+    def _check_finite(self, loss: jax.Array, epoch: int) -> None:
+        if not math.isfinite(float(jax.device_get(loss))):
+            raise UserError(
+                f"training diverged in epoch {epoch + 1} (the loss is not finite); lower "
+                f"--config.train.learning_rate ({self.config.train.learning_rate:g}) and choose "
+                "another --workdir."
+            )
+
+
+def train_and_evaluate(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], bool]:
+    """Runs, resumes, or finds finished the run in `workdir`.
+
+    Returns:
+      result.json's content, and whether the run had been finished before.
+    Raises:
+      UserError: for bad input; what was written before stays.
+      KeyboardInterrupt: after SIGINT or SIGTERM, with the state saved.
+    """
+    folder = RunFolder(workdir, config)
+    try:
+        if (result := folder.result()) is not None:
+            return result, True
+        # A misspelt network or missing weights are told before the data are decoded.
+        weights.find(registry.spec(config.model.name), config.model.weights)
+        training = Training(config, dataset.prepare(config), folder)
+        with contextlib.closing(training.checkpoints):
+            training.resume()
+            training.fit()
+            training.checkpoints.wait()
+            return _finish(training), False
+    finally:
+        folder.close()
+
+
+def _finish(training: Training) -> dict[str, Any]:
+    """The only place that reads the test split: once, with the best weights."""
+    data, note, config = training.data, training.note, training.config
+    predictions = {"validation": training.predict("validation", *training.best)}
+    looks = dataset.record_test_look(data, str(training.folder.path))
+    predictions["test"] = training.predict("test", *training.best)
+    splits = evaluation.report(
+        training.folder.path, training.folder.figures, data, note["history"], note["best_epoch"],
+        predictions, config.eval.resamples, config.seed,
+    )
+    result = {
+        "task": config.data.name,
+        "model": config.model.name,
+        "classes": list(data.classes),
+        "n": {split: len(positions) for split, positions in data.splits.items()},
+        "epochs": len(note["history"]) // 2,
+        "best_epoch": note["best_epoch"],
+        **splits,
+        "audit": data.audit,
+        "test_looks": looks,
+        "split_digest": data.digest,
+        "input": note["input"] | {"path": training.input.name},
+        "parameters": {
+            "trainable": optim.count(training.state.params),
+            "frozen": optim.count(training.state.frozen),
+        },
+        "seconds": round(sum(line["seconds"] for line in note["history"]), 1),
+        **runtime.describe(),
+    }
+    training.folder.write_result(result)
+    return result
+
+
+class _StopSignals:
+    """Turns SIGINT and SIGTERM into a flag that is looked at between steps; a second one kills."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> _StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._old[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, frame: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        log.say("stopping after this step; a second signal stops at once without saving")
+
+
+def _epoch_line(train: dict[str, Any], validation: dict[str, Any], epochs: int) -> str:
+    rate = train["images_per_second"]
+    return (
+        f"epoch {train['epoch']}/{epochs}: "
+        f"train loss {train['loss']:.4f} accuracy {train['accuracy']:.4f}, "
+        f"validation loss {validation['loss']:.4f} accuracy {validation['accuracy']:.4f}, "
+        f"{train['seconds'] + validation['seconds']:.0f} s"
+        + (f", {rate:.1f} images/s" if rate else "")
+    )

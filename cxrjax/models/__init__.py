@@ -1,0 +1,1 @@
+"""Networks under Keras' layer names, their head, their registry and their weights."""

@@ -1,0 +1,56 @@
+"""The classification head of both reports: pool, batch norm, dense with ReLU, dropout, logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cxrjax.models.layers import BatchNorm, Dense, dropout, global_average_pool
+
+
+class Head(nnx.Module):
+    """Global average pool -> [batch norm] -> [dense, ReLU] -> [dropout] -> dense, in float32.
+
+    Report F's is batch norm, 256 units, dropout 0.3 and four logits; report B's 128 units, dropout
+    and one logit. Layers are named batch_norm, dense and logits. `config` is the configuration's
+    model.head; its L2 penalty is the train step's to add.
+    """
+
+    def __init__(self, rng: np.random.Generator, features: int, n_logits: int, config: Any):
+        if config.batch_norm:
+            self.batch_norm = BatchNorm(features)
+        if config.dense:
+            self.dense = Dense(rng, features, config.dense)
+        self.logits = Dense(rng, config.dense or features, n_logits)
+        self.has_batch_norm = bool(config.batch_norm)
+        self.has_dense = bool(config.dense)
+        self.rate = float(config.dropout)
+
+    def __call__(
+        self,
+        maps: jax.Array,
+        *,
+        train: bool = False,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Maps [B, h, w, features] -> logits float32 [B, n_logits].
+
+        Args:
+          train: dropout acts and batch norm uses, and moves, batch statistics.
+          key: random key of the dropout; needed when `train` and the rate is not 0.
+          mask: bool [B], the real examples among padding; None: all.
+        """
+        x = global_average_pool(maps)
+        if self.has_batch_norm:
+            x = self.batch_norm(x, train=train, mask=mask)
+        if self.has_dense:
+            x = jax.nn.relu(self.dense(x))
+        if train and self.rate > 0:
+            if key is None:
+                raise ValueError("a head with dropout needs a key while training")
+            x = dropout(x, self.rate, key)
+        return self.logits(x)

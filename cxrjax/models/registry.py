@@ -1,0 +1,91 @@
+"""The networks that can be trained, with what belongs to each: input, weights, CAM layer."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cxrjax.errors import UserError
+
+_KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network and its input contract: pixels x in 0..255 become (x / 255 - mean) / std."""
+
+    name: str
+    backbone: str  # module:class, imported on use so that listing needs no JAX
+    input_size: int  # side of the square images it was designed for, pixels
+    channels: int
+    mean: tuple[float, ...]  # per channel, on the [0, 1] scale
+    std: tuple[float, ...]
+    preprocessing: str  # the convention by its Keras name
+    cam_layer: str  # whose maps Grad-CAM explains; `features` returns them
+    parameters: int | None  # of the backbone, batch statistics included; None: set by the config
+    citation: str
+    weights_url: str | None = None  # the Keras release, without top
+    weights_md5: str | None = None
+
+    @property
+    def weights_file(self) -> str | None:
+        """File name of the release, or None."""
+        return self.weights_url.rsplit("/", 1)[-1] if self.weights_url else None
+
+    def load(self) -> Callable[..., Any]:
+        """The backbone class, imported now: called as backbone(rng, channels=..., ...)."""
+        module, name = self.backbone.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_SPECS = (
+    ModelSpec(
+        name="baseline",
+        backbone="cxrjax.models.baseline:Baseline",
+        input_size=128,
+        channels=1,
+        mean=(0.5,),
+        std=(0.25,),
+        preprocessing="mean .5, std .25",
+        cam_layer="relu4",
+        parameters=None,
+        citation="report B, section III",
+    ),
+    ModelSpec(
+        name="densenet121",
+        backbone="cxrjax.models.densenet:DenseNet121",
+        input_size=224,
+        channels=3,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        preprocessing="torch",
+        cam_layer="relu",
+        parameters=7_037_504,
+        citation="Huang et al. 2017, arXiv 1608.06993",
+        weights_url=f"{_KERAS}/densenet/densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        weights_md5="30ee3e1110167f948a6b9946edeeb738",
+    ),
+)
+
+
+def names() -> tuple[str, ...]:
+    """Every registered network."""
+    return tuple(entry.name for entry in _SPECS)
+
+
+def spec(name: str) -> ModelSpec:
+    """The entry called `name`.
+
+    Raises:
+      UserError: when there is none; it names the nearest.
+    """
+    for entry in _SPECS:
+        if entry.name == name:
+            return entry
+    near = difflib.get_close_matches(name, names(), 1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names())}."
+    raise UserError(f"config field model.name: there is no network {name!r}; {hint}")

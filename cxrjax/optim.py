@@ -1,0 +1,69 @@
+"""What is trained and how: the split into trainable and frozen parameters, and the optax chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import optax
+
+Params = dict[str, dict[str, Any]]
+
+# Keras' epsilon, so that its learning rates carry over (optax's own default is 1e-8).
+_EPSILON = 1e-7
+
+
+def partition(params: Params, trainable_layers: frozenset[str]) -> tuple[Params, Params]:
+    """Splits {"backbone": {layer: ...}, "head": ...} into (trainable, frozen) of the same nesting.
+
+    The head is always trainable; of the backbone, the layers named.
+    """
+    backbone = params["backbone"]
+    trainable = {name: layer for name, layer in backbone.items() if name in trainable_layers}
+    frozen = {name: layer for name, layer in backbone.items() if name not in trainable_layers}
+    return {"backbone": trainable, "head": params["head"]}, {"backbone": frozen}
+
+
+def combine(trainable: Params, frozen: Params) -> Params:
+    """The inverse of `partition`."""
+    return {
+        "backbone": {**frozen["backbone"], **trainable["backbone"]},
+        "head": trainable["head"],
+    }
+
+
+def optimizer(name: str, learning_rate: float, momentum: float = 0.0) -> optax.GradientTransformation:
+    """Adam, Adamax (Kingma & Ba 2015, arXiv 1412.6980) or SGD, with Keras' constants.
+
+    Args:
+      name: "adam", "adamax" or "sgd".
+      learning_rate: step size.
+      momentum: SGD only.
+    """
+    makers = {
+        "adam": lambda: optax.adam(learning_rate, eps=_EPSILON),
+        "adamax": lambda: optax.adamax(learning_rate, eps=_EPSILON),
+        "sgd": lambda: optax.sgd(learning_rate, momentum=momentum or None),
+    }
+    return makers[name]()
+
+
+def class_weights(kind: str, labels: np.ndarray, n_classes: int) -> tuple[float, ...]:
+    """Weight of each class in the training loss.
+
+    "balanced" is N / (K n_k) (King & Zeng 2001, as in scikit-learn): mean 1 over the examples.
+
+    Args:
+      kind: "none" or "balanced".
+      labels: int [N], the training labels; every class occurs.
+    """
+    if kind == "none":
+        return (1.0,) * n_classes
+    counts = np.bincount(labels, minlength=n_classes)
+    return tuple(float(w) for w in len(labels) / (n_classes * counts))
+
+
+def count(tree: Mapping[str, Any]) -> int:
+    """Number of scalars in a nested dict of arrays."""
+    return sum(count(v) if isinstance(v, Mapping) else int(np.size(v)) for v in tree.values())

@@ -1,0 +1,95 @@
+"""The folder of one run: its configuration, its records, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cxrjax import config as config_lib
+from cxrjax import log
+from cxrjax.errors import UserError, writing
+
+# Where things lie may differ between machines; what they are is held by the data set's digest.
+_PLACES = ("data.dir", "data.cache")
+
+
+class RunFolder:
+    """A claimed run folder. The claim ends with `close` or with the process."""
+
+    def __init__(self, path: Path, config: ConfigDict):
+        """Creates or reopens `path`.
+
+        Raises:
+          UserError: when it belongs to another configuration, holds foreign files, is in use by
+            another process or cannot be written.
+        """
+        self.path = path
+        self._refuse_foreign(config)
+        with writing(path, "choose another --workdir"):
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(path / ".lock", "w")  # noqa: SIM115 - held as long as the run
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{path} is in use by another process; wait for it or choose another --workdir."
+                ) from None
+            if not self.config_file.exists():
+                log.write_text(self.config_file, config_lib.to_json(config))
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of the finished run, or None."""
+        if not self.result_file.exists():
+            return None
+        return json.loads(self.result_file.read_text())
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Replaces metrics.jsonl, so that it never runs ahead of the checkpoint resumed from."""
+        with writing(self.path, "choose another --workdir"):
+            log.write_text(self.path / "metrics.jsonl", "".join(map(log.json_line, history)))
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes result.json, which marks the run as finished."""
+        with writing(self.path, "choose another --workdir"):
+            log.write_json(self.result_file, result)
+
+    def close(self) -> None:
+        """Releases the claim."""
+        self._lock.close()
+
+    def _refuse_foreign(self, config: ConfigDict) -> None:
+        if self.path.is_dir() and not self.config_file.exists():
+            strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+            if strangers:
+                raise UserError(
+                    f"{self.path} is not a run folder and holds other files ({strangers[0]}); "
+                    "choose another --workdir."
+                )
+        if not self.config_file.is_file():
+            return
+        where = str(self.config_file)
+        old = config_lib.fields(config_lib.from_json(self.config_file.read_text(), where))
+        new = config_lib.fields(config)
+        changed = [f"{f} was {old[f]!r}, now {new[f]!r}" for f in new if old[f] != new[f]]
+        changed = [text for text in changed if text.split(" ", 1)[0] not in _PLACES]
+        if changed:
+            raise UserError(
+                f"{self.path} holds a run of another configuration ({'; '.join(changed[:3])}"
+                f"{'; ...' if len(changed) > 3 else ''}); choose another --workdir."
+            )

@@ -1,0 +1,154 @@
+"""The pure functions that are jitted once: one training step and one evaluation step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cxrjax import losses, optim
+from cxrjax.data import augment
+from cxrjax.data.batches import Batch
+from cxrjax.models import classifier
+
+_DROPOUT_STREAM = 2**31 - 1  # no epoch has this number, so augmentation never shares a key
+
+
+class TrainState(NamedTuple):
+    """All that changes while training: plain nested dicts of arrays."""
+
+    params: optim.Params  # trainable
+    frozen: optim.Params  # no gradient, no optimizer memory
+    batch_stats: dict[str, Any]
+    opt_state: optax.OptState
+    step: jax.Array  # int32 [], steps taken since the start
+    totals: dict[str, jax.Array]  # sums over the epoch so far, see `no_totals`
+
+
+class Recipe(NamedTuple):
+    """All that is static: a step is compiled for one recipe."""
+
+    graphdef: Any  # of the classifier
+    n_classes: int
+    channels: int
+    mean: tuple[float, ...]  # per input channel, on the [0, 1] scale of pixels
+    std: tuple[float, ...]
+    train_layers: frozenset[str]  # backbone layers whose batch norm uses batch statistics
+    class_weights: tuple[float, ...]
+    l2: float
+    shift: float
+    rotation: float
+    zoom: float
+    seed: int
+    steps_per_epoch: int
+
+
+def no_totals(n_classes: int) -> dict[str, jax.Array]:
+    """Zeroed sums: loss [], and correct and support [K] by true class, all float32."""
+    zeros = jnp.zeros([n_classes], jnp.float32)
+    # Two arrays, not one twice: the state is donated, and a buffer cannot be donated twice.
+    return {"loss": jnp.zeros([], jnp.float32), "correct": zeros, "support": zeros + 0}
+
+
+def normalize(
+    images: jax.Array, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> jax.Array:
+    """Grey pixels [B, H, W, 1] on the 0..255 scale to network input, float32 [B, H, W, channels].
+
+    Every channel receives the same grey value, then its own (x / 255 - mean) / std.
+    """
+    scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
+    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    grey = jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:3], channels))
+    return grey * scale[None, None, None] - offset[None, None, None]
+
+
+def train_step(
+    recipe: Recipe, tx: optax.GradientTransformation, state: TrainState, batch: Batch
+) -> tuple[TrainState, jax.Array]:
+    """One optimizer step.
+
+    Args:
+      recipe, tx: static.
+      state: donated by the caller's jit.
+      batch: see `data.batches.Batch`.
+    Returns:
+      the next state, and the batch's loss (float32 [], penalty included).
+    """
+    epoch = state.step // recipe.steps_per_epoch
+    images = augment.augment(
+        augment.example_keys(recipe.seed, epoch, batch["index"]),
+        batch["image"],
+        shift=recipe.shift,
+        rotation_degrees=recipe.rotation,
+        zoom=recipe.zoom,
+    )
+    inputs = normalize(images, recipe.channels, recipe.mean, recipe.std)
+    dropout_key = jax.random.fold_in(
+        jax.random.fold_in(jax.random.key(recipe.seed), _DROPOUT_STREAM), state.step
+    )
+    weight = jnp.asarray(recipe.class_weights, jnp.float32)[batch["label"]] * batch["mask"]
+
+    def loss_of(params):
+        model = classifier.merge(
+            recipe.graphdef, optim.combine(params, state.frozen), state.batch_stats
+        )
+        maps = model.features(inputs, train_layers=recipe.train_layers)
+        logits = model.classify(maps, train=True, key=dropout_key)
+        per_example = losses.cross_entropy(logits, batch["label"])
+        # As Keras averages: class weights scale the sum, the divisor is the number of examples.
+        data_loss = jnp.sum(per_example * weight) / jnp.maximum(jnp.sum(batch["mask"]), 1)
+        return data_loss + _l2_penalty(recipe.l2, params["head"]), (logits, data_loss, classifier.batch_stats(model))
+
+    (loss, (logits, data_loss, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+        state.params
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    next_state = TrainState(
+        params=optax.apply_updates(state.params, updates),
+        frozen=state.frozen,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        step=state.step + 1,
+        totals=_add_totals(recipe, state.totals, logits, data_loss, batch),
+    )
+    return next_state, loss
+
+
+def _l2_penalty(factor: float, head: dict[str, Any]) -> jax.Array | float:
+    """Keras' l2 regulariser: factor times the sum of squares, on the head's dense kernel only."""
+    if factor == 0 or "dense" not in head:
+        return 0.0
+    return factor * jnp.sum(jnp.square(head["dense"]["kernel"]))
+
+
+def _add_totals(recipe, totals, logits, data_loss, batch):
+    chosen = jnp.argmax(losses.probabilities(logits), axis=-1)
+    truth = jax.nn.one_hot(batch["label"], recipe.n_classes) * batch["mask"][:, None]
+    hit = (chosen == batch["label"]).astype(jnp.float32)[:, None]
+    return {
+        "loss": totals["loss"] + data_loss * jnp.sum(batch["mask"]),
+        "correct": totals["correct"] + jnp.sum(truth * hit, axis=0),
+        "support": totals["support"] + jnp.sum(truth, axis=0),
+    }
+
+
+def eval_step(
+    recipe: Recipe,
+    params: optim.Params,
+    frozen: optim.Params,
+    batch_stats: dict[str, Any],
+    batch: Batch,
+) -> tuple[jax.Array, jax.Array]:
+    """Inference on one batch: no augmentation, no dropout, stored batch statistics.
+
+    Returns:
+      probabilities float32 [B, K] and unweighted cross-entropy float32 [B]; rows where the batch's
+      mask is False are to be dropped by the caller.
+    """
+    inputs = normalize(batch["image"], recipe.channels, recipe.mean, recipe.std)
+    model = classifier.merge(recipe.graphdef, optim.combine(params, frozen), batch_stats)
+    logits = model.classify(model.features(inputs))
+    return losses.probabilities(logits), losses.cross_entropy(logits, batch["label"])

@@ -1,0 +1,89 @@
+"""Configuration: round trips, overrides, and one clear sentence for every mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxrjax import cli, config
+from cxrjax.errors import UserError
+
+CONFIGS = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_json_rebuilds_every_config(path, tmp_path):
+    original = config.load(str(path))
+    (tmp_path / "config.json").write_text(config.to_json(original))
+    assert config.fields(config.load(str(tmp_path / "config.json"))) == config.fields(original)
+
+
+def test_overrides_take_the_type_of_the_field():
+    path = str(CONFIGS[0])
+    overrides = cli.parse_overrides(
+        ["--config.train.epochs=7", "--config.train.learning_rate", "1e-3",
+         "--config.data.draw=(16,4,2)", "--config.data.classes=COVID,Normal",
+         "--config.data.skip_broken=True", "--config.data.dir=7"]
+    )
+    changed = config.load(path, overrides)
+    assert changed.train.epochs == 7
+    assert changed.train.learning_rate == pytest.approx(1e-3)
+    assert changed.data.draw == (16, 4, 2)
+    assert changed.data.classes == ("COVID", "Normal")
+    assert changed.data.skip_broken is True
+    assert changed.data.dir == "7"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epoch=3", "did you mean train.epochs"),
+        ("epochs=3", "did you mean train.epochs"),
+        ("train.epochs=three", "whole number"),
+        ("train.epochs=0", r"\[1,"),
+        ("train.epochs=True", "whole number"),
+        ("augment.rotation=20", r"\[0, 15\]"),
+        ("train.optimizer=adams", "did you mean adam"),
+        ("data.draw=(1,2)", "three counts"),
+        ("data.skip_broken=yes", "True or False"),
+        ("data.classes=A,A", "twice"),
+    ],
+)
+def test_a_bad_override_is_one_sentence(override, words):
+    with pytest.raises(UserError, match=words) as error:
+        config.load(str(CONFIGS[0]), cli.parse_overrides([f"--config.{override}"]))
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_field_in_a_file_suggests_the_nearest(tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from cxrjax import config as c\n"
+        "def get_config():\n    x = c.default()\n    x.train.epoch = 3\n    return x\n"
+    )
+    with pytest.raises(UserError, match="epochs") as error:
+        config.load(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"train": {"epoch": 3}}', '{"seed": "x"}'])
+def test_a_damaged_config_json_is_told(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError):
+        config.load(str(tmp_path / "config.json"))
+
+
+@given(st.lists(st.text(max_size=20), max_size=4))
+def test_leftover_arguments_parse_or_are_refused(arguments):
+    try:
+        overrides = cli.parse_overrides(arguments)
+    except UserError:
+        return
+    assert all(a.startswith("--config.") for a in arguments[:1])
+    assert len(overrides) <= len(arguments)
+
+
+def test_to_json_is_strict_json():
+    assert json.loads(config.to_json(config.default()))["train"]["epochs"] == 30

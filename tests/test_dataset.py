@@ -1,0 +1,191 @@
+"""From configuration to data set: splits, statistics, audit, the ledger of test looks."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.stats.contingency import association
+
+from cxrjax import config as configuration
+from cxrjax.data import __main__ as command
+from cxrjax.data import dataset, duplicates
+from cxrjax.data.splits import SPLITS, digest
+from cxrjax.errors import UserError
+
+
+def _config(tmp_path, **fields):
+    config = configuration.default()
+    config.data.image_size = 64
+    config.data.cache = str(tmp_path / "cache")
+    config.data.phantom.count = 120
+    config.data.update_from_flattened_dict(fields)
+    configuration.validate(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("dataset")
+
+
+@pytest.fixture(scope="module")
+def phantoms(folder):
+    return dataset.prepare(_config(folder))
+
+
+def test_the_phantom_set_is_complete(phantoms):
+    store = phantoms.store
+    assert store.images.shape == (120, 64, 64) and store.images.dtype == np.uint8
+    everyone = np.concatenate([phantoms.splits[split] for split in SPLITS])
+    assert sorted(everyone.tolist()) == list(range(120))
+    assert np.bincount(store.labels[phantoms.splits["test"]]).tolist() == [6, 6, 6, 6]
+    assert phantoms.digest == digest(phantoms.splits, store.names)
+    assert phantoms.groups.dtype == np.int32
+    json.dumps(phantoms.audit, allow_nan=False)
+
+
+def test_pixel_statistics_are_those_of_train_and_validation(phantoms):
+    seen = np.concatenate([phantoms.splits["train"], phantoms.splits["validation"]])
+    pixels = np.asarray(phantoms.store.images[seen], np.float64) / 255
+    assert phantoms.mean == pytest.approx(pixels.mean(), abs=1e-12)
+    assert phantoms.std == pytest.approx(pixels.std(), abs=1e-12)
+
+
+def test_clean_phantoms_are_found_clean(phantoms):
+    audit = phantoms.audit
+    assert audit["duplicate_pairs"] == 0 and audit["largest_group"] == 1
+    assert audit["label_conflicts"]["pairs"] == 0 and audit["skipped"] == []
+
+
+def test_preparing_again_computes_nothing_and_gives_the_same(phantoms, folder, monkeypatch):
+    monkeypatch.setattr(duplicates, "find_duplicates", None)
+    again = dataset.prepare(_config(folder))
+    assert again.digest == phantoms.digest and again.audit == phantoms.audit
+    assert (again.mean, again.std) == (phantoms.mean, phantoms.std)
+
+
+def test_a_damaged_cache_is_computed_again(folder, phantoms):
+    for damage in (lambda data: data[:40], lambda data: data[:60] + b"??" * 20 + data[100:]):
+        for path in phantoms.store.root.glob("*.npz"):
+            path.write_bytes(damage(path.read_bytes()))
+        assert dataset.prepare(_config(folder)).audit == phantoms.audit
+
+
+def test_planted_duplicates_are_found_and_kept_on_one_side(tmp_path):
+    config = _config(tmp_path, **{"phantom.duplicates": 0.25, "phantom.count": 200})
+    kept = dataset.prepare(config)
+    assert kept.audit["duplicate_pairs"] >= 45  # 50 planted
+    assert sum(kept.audit["leaks"]["pairs"].values()) == 0 == kept.audit["leaks"]["images"]
+    assert kept.audit["label_conflicts"] == {"pairs": 0, "images": 0, "examples": []}
+    config.data.group_duplicates = False
+    loose = dataset.prepare(config)
+    assert loose.audit["leaks"]["pairs"]["train-test"] > 0
+    assert loose.digest != kept.digest
+    # The units of the bootstrap stay the films, however the splits were made.
+    assert loose.groups.tolist() == kept.groups.tolist()
+
+
+def test_copies_of_different_class_are_counted(tmp_path):
+    fields = {"phantom.duplicates": 0.25, "phantom.count": 200, "phantom.label_noise": 0.5}
+    data = dataset.prepare(_config(tmp_path, **fields))
+    pairs = dataset.find_duplicates(data.store).pairs
+    differ = [(i, j) for i, j in pairs if data.store.labels[i] != data.store.labels[j]]
+    conflicts = data.audit["label_conflicts"]
+    assert conflicts["pairs"] == len(differ) > 5
+    assert conflicts["images"] == len(np.unique(differ))
+    assert conflicts["examples"][0] == [data.store.names[i] for i in differ[0]]
+
+
+def test_classes_are_selected_in_the_order_asked_for(tmp_path, phantoms):
+    data = dataset.prepare(_config(tmp_path, classes=("perihilar", "clear")))
+    assert data.classes == ("perihilar", "clear")
+    assert np.bincount(data.store.labels).tolist() == [30, 30]
+    original = {name: i for i, name in enumerate(phantoms.store.names)}
+    for i in (0, 17, 59):
+        j = original[data.store.names[i]]
+        assert data.classes[data.store.labels[i]] == phantoms.classes[phantoms.store.labels[j]]
+        assert (data.store.images[i] == phantoms.store.images[j]).all()
+        assert (data.store.masks[i] == phantoms.store.masks[j]).all()
+    with pytest.raises(UserError, match=r"'pneumonia'.*not in the phantom set"):
+        dataset.prepare(_config(tmp_path, classes=("clear", "pneumonia")))
+
+
+@pytest.mark.parametrize("name", ["radiography", "folder"])
+def test_missing_data_say_where_to_get_them(tmp_path, name):
+    with pytest.raises(UserError, match=r"(?s)Kaggle.*CXRJAX_DATA.*configs/quickstart.py"):
+        dataset.prepare(_config(tmp_path, name=name))
+    with pytest.raises(UserError, match=r"nowhere.zip does not exist"):
+        dataset.prepare(_config(tmp_path, name=name, dir=str(tmp_path / "nowhere.zip")))
+
+
+def test_data_are_found_by_the_environment(tmp_path, monkeypatch):
+    command.main(["phantom", "--out", str(tmp_path / "set"), "--count", "40", "--size", "48"])
+    monkeypatch.setenv("CXRJAX_DATA", str(tmp_path / "set"))
+    data = dataset.prepare(_config(tmp_path, name="folder"))
+    assert len(data.store.labels) == 40 and len(data.classes) == 4
+
+
+def test_looks_at_a_test_split_are_counted(tmp_path):
+    data = dataset.prepare(_config(tmp_path))
+    other = dataset.prepare(_config(tmp_path, split_seed=1))
+    assert [dataset.record_test_look(data, "run 1"), dataset.record_test_look(data, "run 2")] == [
+        1,
+        2,
+    ]
+    assert dataset.record_test_look(other, "run 3") == 1
+    ledger = data.store.root.parent / "test_looks.jsonl"
+    with open(ledger, "a") as file:
+        file.write('{"time": "cut sho')
+    assert dataset.record_test_look(data, "run 4") == 3
+    # Another image size is another store but the same test split.
+    larger = dataset.prepare(_config(tmp_path, image_size=72))
+    assert larger.digest == data.digest and larger.store.root != data.store.root
+    assert dataset.record_test_look(larger, "run 5") == 4
+
+
+def test_cramers_v_without_correction_would_be_scipys():
+    table = np.array([[20, 5, 1], [4, 30, 3], [2, 2, 40], [7, 7, 9]])
+    n, (rows, columns) = table.sum(), table.shape
+    plain = association(table, method="cramer")
+    phi2 = plain**2 * (min(rows, columns) - 1) - (rows - 1) * (columns - 1) / (n - 1)
+    smaller = min(k - (k - 1) ** 2 / (n - 1) for k in (rows, columns)) - 1
+    assert dataset.cramers_v(table) == pytest.approx(np.sqrt(phi2 / smaller))
+    assert dataset.cramers_v(table) < plain
+
+
+def test_cramers_v_at_its_ends():
+    assert dataset.cramers_v(np.diag([50, 60, 70])) == pytest.approx(1, abs=1e-6)
+    assert dataset.cramers_v(np.outer([20, 30], [10, 40])) == 0
+    assert dataset.cramers_v(np.array([[5, 6], [0, 0]])) is None
+    assert dataset.cramers_v(np.zeros((2, 2))) is None
+
+
+def test_confounding_is_measured_where_the_source_is_known(tmp_path):
+    marked = dataset.prepare(_config(tmp_path, **{"phantom.marker": 1.0}))
+    plain = dataset.prepare(_config(tmp_path))
+    if marked.audit["confounding"] is None:
+        pytest.skip("phantoms name no sources")
+    assert marked.audit["confounding"]["cramers_v"] > 0.5
+    assert (plain.audit["confounding"] or {"cramers_v": 0})["cramers_v"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("archive", "classes", "pairs"),
+    [("covid-normal.zip", ("COVID", "Normal"), 33)],
+)
+def test_a_real_archive(tmp_path, shared, archive, classes, pairs):
+    path = shared(f"data/{archive}")
+    data = dataset.prepare(_config(tmp_path, name="folder", dir=str(path), image_size=128))
+    assert data.classes == classes
+    assert {split: len(data.splits[split]) for split in SPLITS} == {
+        "train": 1600,
+        "validation": 400,
+        "test": 200,
+    }
+    # By eye, every pair is one film (or one sitting); sizes of the store hardly matter.
+    assert abs(data.audit["duplicate_pairs"] - pairs) <= 2
+    assert data.audit["largest_group"] == 4
+    assert sum(data.audit["leaks"]["pairs"].values()) == 16
+    assert (data.mean, data.std) == (pytest.approx(0.53, abs=0.04), pytest.approx(0.25, abs=0.02))

@@ -1,0 +1,531 @@
+"""Data sets in folders and archives: labels, parts, metadata, masks, errors."""
+
+import io
+import os
+import zipfile
+
+import numpy as np
+import openpyxl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from cxrjax.data import folder, sources
+from cxrjax.data.folder import layout, open_folder, open_masked, place
+from cxrjax.data.images import BrokenImage
+from cxrjax.data.radiography import CLASSES, COUNTS, open_radiography
+from cxrjax.data.sources import choose_classes, in_order, open_files
+from cxrjax.errors import UserError
+
+
+def png(level, size=8, mode="L"):
+    file = io.BytesIO()
+    Image.new("L", (size, size), level).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def lay_out(root, files):
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return root
+
+
+def pack(path, files, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as packed:
+        for name, data in files.items():
+            packed.writestr(name, data)
+    return path
+
+
+def xlsx(rows):
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    file = io.BytesIO()
+    book.save(file)
+    return file.getvalue()
+
+
+TWO = {"A/1.png": png(10), "A/2.png": png(20), "B/1.png": png(30)}
+
+
+def summary(source):
+    return [(r.name, source.classes[r.label], r.split) for r in source.records]
+
+
+# --- folder ---
+
+
+def test_folder_and_archive_give_the_same(tmp_path):
+    files = TWO | {
+        "README.txt": "hello",
+        ".DS_Store": "x",
+        "A/._1.png": "x",
+        "__MACOSX/A/1.png": "x",
+    }
+    plain = open_folder(lay_out(tmp_path / "plain", files))
+    packed = open_folder(pack(tmp_path / "a.zip", files))
+    wrapped = open_folder(pack(tmp_path / "w.zip", {f"w/deep/{n}": d for n, d in files.items()}))
+    assert summary(plain) == [
+        ("A/1.png", "A", None),
+        ("A/2.png", "A", None),
+        ("B/1.png", "B", None),
+    ]
+    assert plain.records == packed.records == wrapped.records
+    assert plain.fingerprint() == packed.fingerprint() == wrapped.fingerprint()
+    for source in (plain, packed, wrapped):
+        assert [int(source.read(i, 4)[0, 0]) for i in range(3)] == [10, 20, 30]
+        assert source.read_mask(0, 4) is None
+
+
+def test_fingerprint_follows_bytes_labels_and_metadata(tmp_path):
+    def digest(name, files, classes=()):
+        return open_folder(lay_out(tmp_path / name, files), classes).fingerprint()
+
+    digests = [
+        digest("a", TWO),
+        digest("b", TWO | {"B/1.png": png(31)}),
+        digest("c", TWO, ("B", "A")),
+        digest("d", TWO | {"metadata.csv": "file,patient\nA/1.png,p\n"}),
+        digest("e", TWO | {"metadata.csv": "file,source\nA/1.png,p\n"}),
+        digest(
+            "f", {f"train/{name}": data for name, data in TWO.items()} | {"test/A/9.png": png(1)}
+        ),
+        digest("g", TWO | {"A/masks/1.png": png(255)}),
+        digest("h", TWO | {"A/masks/1.png": png(0)}),
+    ]
+    assert len(set(digests)) == len(digests)
+    assert digest("again", TWO) == digests[0]
+
+
+@pytest.mark.parametrize("top", ["", "wrapped/"])
+def test_parts_are_kept(tmp_path, top):
+    names = ["Training/A/1.PNG", "train/B/2.png", "val/A/3.png", "VALID/B/4.png", "testing/A/5.png"]
+    source = open_folder(lay_out(tmp_path, {top + name: png(1) for name in names}))
+    assert source.classes == ("A", "B")
+    found = {name: split for name, _, split in summary(source)}
+    assert [found[n] for n in names] == ["train", "train", "validation", "validation", "test"]
+
+
+def test_a_lone_part_divides_nothing(tmp_path):
+    source = open_folder(lay_out(tmp_path, {f"train/{name}": data for name, data in TWO.items()}))
+    assert summary(source)[0] == ("A/1.png", "A", None)
+
+
+def test_a_class_may_be_called_like_a_part(tmp_path):
+    source = open_folder(lay_out(tmp_path, {"test/1.png": png(1), "control/1.png": png(2)}))
+    assert source.classes == ("control", "test") and source.records[0].split is None
+
+
+def test_classes_select_and_order(tmp_path):
+    root = lay_out(tmp_path, TWO | {"C/1.png": png(3)})
+    assert open_folder(root).classes == ("A", "B", "C")
+    source = open_folder(root, ("C", "A"))
+    assert source.classes == ("C", "A")
+    assert [(r.name, r.label) for r in source.records] == [
+        ("A/1.png", 1),
+        ("A/2.png", 1),
+        ("C/1.png", 0),
+    ]
+
+
+def test_masks_beside_images_in_both_layouts(tmp_path):
+    files = {
+        "A/images/1.png": png(1), "A/masks/1.png": png(255, 4, "RGB"), "A/images/2.png": png(2),
+        "B/1.jpg.png": png(3), "B/Masks/1.JPG.webp": png(255),
+    }  # fmt: skip
+    source = open_folder(lay_out(tmp_path, files))
+    assert [(r.name, r.mask) for r in source.records] == [
+        ("A/images/1.png", "A/masks/1.png"), ("A/images/2.png", None),
+        ("B/1.jpg.png", "B/Masks/1.JPG.webp"),
+    ]  # fmt: skip
+    mask = source.read_mask(0, 6)
+    assert mask is not None and mask.shape == (6, 6) and mask.dtype == np.uint8
+    assert (mask == 255).all()
+
+
+def test_metadata_by_path_name_and_stem(tmp_path):
+    rows = [
+        "\ufeffFile, Patient_ID ,SOURCE",
+        "A/1.png,p1,here",
+        "2,p2,",
+        "B\\1.PNG,,there",
+        "c,p9,x",
+    ]
+    table = "\n".join(rows)
+    source = open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
+    assert [(r.patient, r.source) for r in source.records] == [
+        ("p1", "here"), ("p2", None), (None, "there"),
+    ]  # fmt: skip
+
+
+def test_in_the_way(tmp_path, capsys):
+    """Images outside classes and of other formats are named, then ignored."""
+    root = lay_out(tmp_path, TWO | {"preview.png": png(1), "A/9.tif": "II*", "A/8.TIF": "II*"})
+    assert len(open_folder(root).records) == 3
+    said = capsys.readouterr().err
+    assert "preview.png" in said and "2 .tif files" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "classes", "message"),
+    [
+        ({}, (), "no PNG, JPEG, WebP or DICOM"),
+        ({"A/notes.txt": "x", "B/notes.txt": "x"}, (), "no PNG, JPEG, WebP or DICOM"),
+        ({"A/1.png": png(1)}, (), r"only one class \(A\)"),
+        ({"1.png": png(1)}, (), "no class"),
+        (TWO, ("A",), "only one class"),
+        (TWO, ("A", "b"), "class 'b' .* did you mean 'B'"),
+        (TWO, ("A", "Pneumothorax"), "it has A, B"),
+        ({"A/p1/1.png": png(1), "A/p2/1.png": png(1)}, ("A", "B"), "class 'B' .* it has A;?"),
+        ({"images/1.png": png(1), "masks/1.png": png(1)}, (), "images and masks without classes"),
+        ({"d/images/1.png": png(1), "d/masks/1.png": png(1)}, (), "only one class"),
+        (
+            {"train/A/1.png": png(1), "test/A/1.png": png(1), "C/A/1.png": png(1)},
+            (),
+            "folders C be",
+        ),
+        (TWO | {"metadata.csv": "name,patient\n1,2\n"}, (), "needs a column file"),
+        (TWO | {"metadata.csv": "file,age\n1,2\n"}, (), "patient or source"),
+        (TWO | {"metadata.csv": "file,patient\n1.png,p\n"}, (), "A/1.png or B/1.png"),
+        (TWO | {"metadata.csv": "file,patient\n7.png,p\n"}, (), "names none of the images"),
+        (
+            TWO | {"metadata.csv": b"file,patient\n\xff\xfe\x00,p\n"},
+            (),
+            "cannot be read as a table",
+        ),
+        (TWO | {"metadata.csv": b"PK\x03\x04 not a workbook"}, (), "cannot be read as a table"),
+    ],
+)
+def test_folder_errors_say_what_to_do(tmp_path, files, classes, message):
+    root = lay_out(tmp_path / "d", files)
+    root.mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=message) as error:
+        open_folder(root, classes)
+    assert str(root) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_paths_that_are_no_data_set(tmp_path):
+    lay_out(tmp_path, {"a.tar.gz": "x", "b.bin": "x", "c.zip": "PK cut short"})
+    whole = pack(tmp_path / "d.zip", TWO).read_bytes()
+    (tmp_path / "d.zip").write_bytes(whole[: len(whole) // 2])
+    for name, message in {
+        "missing": "does not exist", "a.tar.gz": "unpack it", "b.bin": "neither a folder nor",
+        "c.zip": "neither a folder nor", "d.zip": "neither a folder nor",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            open_folder(tmp_path / name)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    lay_out(tmp_path / "elsewhere", {"1.png": png(1)})
+    root = lay_out(tmp_path / "data", TWO)
+    (root / "C").symlink_to(tmp_path / "elsewhere")
+    (root / "A" / "loop").symlink_to(root)
+    os.mkfifo(root / "A" / "pipe.png")
+    assert [r.name for r in open_folder(root).records] == [*sorted(TWO), "C/1.png"]
+
+
+# --- archives ---
+
+
+def test_archive_members_are_bounded_while_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2 * 2**20)
+    bomb = pack(tmp_path / "bomb.zip", TWO | {"A/bomb.png": b"\0" * (3 * 2**20)})
+    source = open_folder(bomb)
+    source.fingerprint()
+    with pytest.raises(BrokenImage, match="larger than 2 MiB"):
+        source.read(2, 8)
+    # An archive that claims a small size for the same member is not believed either.
+    data = bomb.read_bytes().replace((3 * 2**20).to_bytes(4, "little"), (900).to_bytes(4, "little"))
+    (tmp_path / "lie.zip").write_bytes(data)
+    with pytest.raises(BrokenImage):
+        open_folder(tmp_path / "lie.zip").read(2, 8)
+
+
+def test_damaged_members_are_broken_images(tmp_path):
+    path = pack(tmp_path / "a.zip", TWO, zipfile.ZIP_STORED)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 5] ^= 255
+    path.write_bytes(data)
+    source = open_folder(path)
+    with pytest.raises(BrokenImage, match="damaged in the archive") as caught:
+        source.read(0, 8)
+    assert caught.value.name == "A/1.png"
+    assert source.read(1, 8)[0, 0] == 20
+    assert source.fingerprint() != open_folder(pack(tmp_path / "b.zip", TWO)).fingerprint()
+
+
+def test_encrypted_archive_says_so(tmp_path):
+    path = pack(tmp_path / "a.zip", TWO)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="encrypted"):
+        open_folder(path)
+
+
+def test_hostile_and_foreign_member_names(tmp_path):
+    names = ["../A/0.png", "/abs/../x.png", "A\\1.png", "/A/2.png", "B/1.png", "A/"]
+    path = pack(tmp_path / "a.zip", {n: png(5) if n[-1] != "/" else b"" for n in names})
+    assert [r.name for r in open_folder(path).records] == ["A/1.png", "A/2.png", "B/1.png"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.zip"]
+
+
+def test_archive_is_read_from_many_threads(tmp_path):
+    path = pack(tmp_path / "a.zip", {f"{'AB'[i % 2]}/{i:03}.png": png(i) for i in range(200)})
+    source = open_folder(path)
+    expected = [int(r.name[2:5]) for r in source.records]
+    for _ in range(5):
+        levels = in_order(lambda i: int(source.read(i, 8)[3, 3]), 200, what="", unit="")
+        assert list(levels) == expected
+
+
+def test_unreadable_file_in_a_folder(tmp_path):
+    root = lay_out(tmp_path, TWO)
+    source = open_folder(root)
+    (root / "A/1.png").unlink()
+    with pytest.raises(BrokenImage, match="No such file"):
+        source.read(0, 8)
+    assert len(source.fingerprint()) == 64
+
+
+def test_in_order_keeps_order_raises_and_stays_ahead_only_a_little():
+    done = []
+
+    def work(i):
+        done.append(i)
+        if i == 500:
+            raise KeyError(i)
+        return i * i
+
+    results = in_order(work, 1000, what="", unit="")
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(done) < 400
+    with pytest.raises(KeyError):
+        list(results)
+    assert list(in_order(work, 0, what="", unit="")) == []
+
+
+# --- radiography ---
+
+
+def database(classes=CLASSES, images="images/"):
+    files = {"README.md.txt": "hello"}
+    for k, name in enumerate(classes):
+        for i in range(1, 4):
+            files[f"{name}/{images}{name}-{i}.png"] = png(10 * k + i, 12)
+            if images:
+                files[f"{name}/masks/{name}-{i}.png"] = png(255, 4, "RGB")
+    files["COVID.metadata.xlsx"] = xlsx(
+        [["FILE NAME", "FORMAT", "SIZE", "URL"], ["COVID-1", "PNG", "12*12", "https://a.b/c"],
+         ["COVID-2", "PNG", "12*12", None], ["COVID-3.png", "PNG", "12*12", "  "]]
+    )  # fmt: skip
+    files["Normal.metadata.csv"] = (
+        "file name,format,Source,url\nNORMAL-1,PNG,rsna,https://x\nNORMAL-2,PNG,,https://y\n"
+    )
+    return files
+
+
+def test_database_from_folder_parent_archive_and_holder(tmp_path):
+    files = {f"COVID-19_Radiography_Dataset/{n}": d for n, d in database().items()}
+    lay_out(tmp_path / "un/versions/5", files)
+    (tmp_path / "zips").mkdir()
+    pack(tmp_path / "zips" / "archive.zip", files)
+    pack(tmp_path / "zips" / "other.zip", TWO)
+    lay_out(tmp_path / "zips", {"a.zip": "not a zip"})
+    opened = [
+        open_radiography(tmp_path / place)
+        for place in (
+            "un/versions/5/COVID-19_Radiography_Dataset", "un/versions/5", "un", "zips/archive.zip",
+            "zips",
+        )
+    ]  # fmt: skip
+    source = opened[0]
+    assert source.classes == CLASSES == tuple(COUNTS) and sum(COUNTS.values()) == 21165
+    assert len(source.records) == 12
+    assert all(other.records == source.records for other in opened)
+    assert len({other.fingerprint() for other in opened}) == 1
+    known = {r.name.rsplit("/")[-1]: r.source for r in source.records if r.source}
+    assert known == {
+        "COVID-1.png": "https://a.b/c",
+        "Normal-1.png": "rsna",
+        "Normal-2.png": "https://y",
+    }
+    assert source.records[0].mask == "COVID/masks/COVID-1.png"
+    assert (source.read_mask(0, 12) == 255).all() and source.read(0, 12)[0, 0] == 1
+
+
+def test_older_releases(tmp_path):
+    files = database(("COVID-19", "NORMAL", "Viral Pneumonia"), images="")
+    files["COVID-19.metadata.xlsx"] = xlsx([["FILE NAME", "URL"], ["COVID-19-2", "https://z"]])
+    source = open_radiography(lay_out(tmp_path, files))
+    assert source.classes == ("COVID", "Normal", "Viral Pneumonia")
+    assert next(r.name for r in source.records if r.label == 0) == "COVID-19/COVID-19-1.png"
+    assert {r.name: r.source for r in source.records}["COVID-19/COVID-19-2.png"] == "https://z"
+    assert {r.name: r.source for r in source.records}["NORMAL/NORMAL-1.png"] == "rsna"
+
+
+def test_fingerprint_tells_class_names_apart(tmp_path):
+    """The same files and labels, but a folder COVID-19 that the database calls COVID."""
+    files = {"COVID-19/1.png": png(1), "Normal/1.png": png(2)}
+    as_database = open_radiography(lay_out(tmp_path, files))
+    as_folder = open_folder(tmp_path)
+    assert as_database.records == as_folder.records
+    assert as_database.fingerprint() != as_folder.fingerprint()
+
+
+def test_the_shallowest_copy_is_the_database_and_two_archives_are_too_many(tmp_path):
+    copy = {f"COVID/old/{name}": data for name, data in database().items()}
+    source = open_radiography(pack(tmp_path / "a.zip", database() | copy))
+    assert source.records[0].name == "COVID/images/COVID-1.png" and len(source.records) == 12
+    pack(tmp_path / "b.zip", database())
+    with pytest.raises(UserError, match=r"several archives .*a.zip, b.zip"):
+        open_radiography(tmp_path)
+
+
+def test_database_classes(tmp_path):
+    root = lay_out(tmp_path, database(("COVID", "Normal")))
+    assert open_radiography(root).classes == ("COVID", "Normal")
+    source = open_radiography(root, ("Normal", "COVID"))
+    assert source.classes == ("Normal", "COVID")
+    assert [r.label for r in source.records] == [1, 1, 1, 0, 0, 0]
+    names = [r.name for r in source.records]
+    assert names == sorted(names)
+    with pytest.raises(UserError, match="'Lung_Opacity'"):
+        open_radiography(root, ("COVID", "Lung_Opacity"))
+    with pytest.raises(UserError, match="did you mean 'Normal'"):
+        open_radiography(root, ("COVID", "normal"))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (TWO, "does not hold the COVID-19 Radiography Database"),
+        ({"COVID/images/1.png": png(1), "Other/1.png": png(1)}, "does not hold"),
+        ({f"{p}/{c}/1.png": png(1) for p in ("train", "test") for c in CLASSES}, "several places"),
+        (
+            database() | {"Normal.metadata.csv": b"\xff\xff\xff"},
+            "Normal.metadata.csv cannot be read",
+        ),
+        (database() | {"COVID.metadata.xlsx": b"PK\x03\x04"}, "COVID.metadata.xlsx cannot be read"),
+    ],
+)
+def test_database_errors(tmp_path, files, message):
+    with pytest.raises(UserError, match=message):
+        open_radiography(pack(tmp_path / "a.zip", files))
+    if "several" not in message:
+        with pytest.raises(UserError, match=message):
+            open_radiography(lay_out(tmp_path / "a", files))
+
+
+def test_workbook_bombs_are_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("cxrjax.data.metadata._MAX_UNPACKED", 1000)
+    with pytest.raises(UserError, match="unreasonable size"):
+        open_radiography(lay_out(tmp_path, database()))
+
+
+# --- paths ---
+
+NAMES = st.sampled_from(
+    ["A", "B", "COVID", "train", "Val", "test", "images", "masks", "x y", "ü", "a.b", "1.png"]
+)
+PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
+
+
+@given(st.lists(PATHS, min_size=1, max_size=12, unique=True))
+def test_any_layout_is_placed_or_refused(names):
+    try:
+        root, divided = layout(names)
+    except UserError:
+        return
+    assert all(name.startswith(root) for name in names) and (not root or root[-1] == "/")
+    for name in names:
+        inner = name.removeprefix(root)
+        label, split, is_mask, key = place(inner, divided)
+        folders = inner.split("/")[:-1]
+        assert label is None or label in folders
+        assert split in ((None, "train", "validation", "test") if divided else (None,))
+        assert not is_mask or "masks" in folders
+        if divided and label:
+            assert folder.PARTS[folders[0].lower()] == split and label == folders[1]
+        assert key == key.lower()
+
+
+CLASS = st.text("abcXYZ 019_-.ü", min_size=1, max_size=6).filter(
+    lambda name: name.lower() not in folder.PARTS and name[0] != "."
+)
+
+
+@given(
+    classes=st.lists(CLASS, min_size=2, max_size=4, unique_by=str.lower),
+    wraps=st.lists(CLASS, max_size=2),
+    parts=st.sampled_from([(), ("train", "test"), ("Training", "valid", "TESTING")]),
+    inner=st.sampled_from(["", "images/", "deeper/still/"]),
+)
+def test_classes_and_parts_come_back_through_any_wrapping(classes, wraps, parts, inner):
+    prefix = "".join(f"{wrap}/" for wrap in wraps)
+    tails = [
+        f"{part}/{name}/{inner}1.png" if part else f"{name}/{inner}1.png"
+        for part in parts or ("",)
+        for name in classes
+    ]
+    root, divided = layout([prefix + tail for tail in tails])
+    assert (root, divided) == (prefix, bool(parts))
+    placed = [place(tail, divided) for tail in tails]
+    assert {p.label for p in placed} == set(classes)
+    assert {p.split for p in placed} == {folder.PARTS[p.lower()] for p in parts} or not parts
+    masks = [place(tail.replace(f"{inner}1.png", "masks/1.png"), divided) for tail in tails]
+    assert all(
+        mask.is_mask and not image.is_mask for mask, image in zip(masks, placed, strict=True)
+    )
+    if inner != "deeper/still/":
+        assert [mask.key for mask in masks] == [image.key for image in placed]
+
+
+def test_choose_classes_needs_two():
+    assert choose_classes(["b", "a", "b"], (), "here") == ("a", "b")
+    with pytest.raises(UserError, match="no class"):
+        choose_classes([], (), "here")
+
+
+# --- real archives ---
+
+
+def test_real_database(shared):
+    source = open_radiography(shared("data/COVID-19_Radiography_Dataset.zip"))
+    assert np.bincount([r.label for r in source.records]).tolist() == [3265, 1759, 4494, 1206]
+    by_name = {r.name: r for r in source.records}
+    assert by_name["COVID/images/COVID-1.webp"].source == "ieee8023"
+    assert by_name["COVID/images/COVID-100.webp"].source is None
+    assert source.read(0, 224).shape == (224, 224) and 40 < source.read(0, 224).mean() < 215
+
+
+def test_real_parts(shared):
+    source = open_folder(shared("data/covid-normal.zip"))
+    counts = {}
+    for _, name, split in summary(source):
+        counts[split, name] = counts.get((split, name), 0) + 1
+    assert counts == {
+        ("train", "COVID"): 800, ("train", "Normal"): 800, ("validation", "COVID"): 200,
+        ("validation", "Normal"): 200, ("test", "COVID"): 100, ("test", "Normal"): 100,
+    }  # fmt: skip
+
+
+def test_real_lung_masks(shared):
+    source = open_masked(shared("data/lung-masks.zip"))
+    assert len(source.records) == 300
+    for i in (0, 150, 299):
+        mask = source.read_mask(i, 96)
+        assert mask is not None and set(np.unique(mask)) == {0, 255}
+        assert 0.1 < (mask > 0).mean() < 0.7
+    with pytest.raises(UserError, match="only one class"):
+        open_folder(shared("data/lung-masks.zip"))
+
+
+def test_open_files_names_are_sorted(tmp_path):
+    assert open_files(lay_out(tmp_path / "a", TWO)).names == tuple(sorted(TWO))

@@ -1,0 +1,184 @@
+"""The training step against Keras' own, and its invariances."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cxrjax import build, config, optim, step
+from cxrjax.models import classifier
+
+SIDE, CLASSES, STEPS = 32, 4, 3
+
+
+def small_config():
+    settings = config.default()
+    settings.model.filters = 4
+    settings.model.head.batch_norm = True
+    settings.model.head.dense = 16
+    settings.model.head.l2 = 0.05
+    return settings
+
+
+def make(settings, *, weights=(1.0,) * CLASSES, layers=None, **changes):
+    model = classifier.build(settings.model, CLASSES, 1, seed=3, dtype=settings.train.precision)
+    graphdef, params, batch_stats = classifier.split(model)
+    if layers is None:
+        layers = classifier.trainable_layer_names(model, settings.model.trainable_layers)
+    trainable, frozen = optim.partition(params, layers)
+    recipe = step.Recipe(
+        graphdef=graphdef, n_classes=CLASSES, channels=1, mean=(0.5,), std=(0.25,),
+        train_layers=layers, class_weights=weights, l2=settings.model.head.l2,
+        shift=0.0, rotation=0.0, zoom=0.0, seed=0, steps_per_epoch=10,
+    )._replace(**changes)
+    tx = optim.optimizer("adamax", 1e-2)
+    variables = build.Variables(trainable, frozen, batch_stats, None)
+    run = jax.jit(functools.partial(step.train_step, recipe, tx))
+    return recipe, build.init_state(variables, recipe, tx), run
+
+
+def make_batch(seed=0, n=8, mask=None):
+    rng = np.random.default_rng(seed)
+    return {
+        "image": jnp.asarray(rng.integers(0, 256, (n, SIDE, SIDE, 1), np.uint8)),
+        "label": jnp.asarray(rng.integers(0, CLASSES, n).astype(np.int32)),
+        "index": jnp.arange(n, dtype=jnp.int32),
+        "mask": jnp.asarray(np.ones(n, bool) if mask is None else mask),
+    }
+
+
+def keras_twin(keras, state):
+    """The same network built from Keras' own layers, with our initial weights."""
+    names = {"kernel": "kernel", "bias": "bias", "scale": "gamma"}
+    x = inputs = keras.Input((SIDE, SIDE, 1))
+    for block, width in enumerate((4, 8, 16, 16), start=1):
+        x = keras.layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{block}")(x)
+        x = keras.layers.MaxPooling2D()(x) if block < 4 else x
+        x = keras.layers.BatchNormalization(momentum=0.9, name=f"bn{block}")(x)
+        x = keras.layers.ReLU()(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.BatchNormalization(name="batch_norm")(x)
+    x = keras.layers.Dense(
+        16, "relu", kernel_regularizer=keras.regularizers.L2(0.05), name="dense"
+    )(x)
+    model = keras.Model(inputs, keras.layers.Dense(CLASSES, name="logits")(x))
+    for part in state.params.values():
+        for layer, tensors in part.items():
+            for name, value in tensors.items():
+                twin = model.get_layer(layer)
+                bias = "beta" if "scale" in tensors else "bias"
+                getattr(twin, bias if name == "bias" else names[name]).assign(value)
+    return model
+
+
+def test_three_steps_equal_keras():
+    keras = pytest.importorskip("keras")
+    weights = (0.5, 1.0, 2.0, 3.0)
+    _, state, run = make(small_config(), weights=weights)
+    model = keras_twin(keras, state)
+    model.compile(
+        keras.optimizers.Adamax(1e-2),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    for seed in range(STEPS):
+        batch = make_batch(seed)
+        state, ours = run(state, batch)
+        x = (np.asarray(batch["image"], np.float32) / 255 - 0.5) / 0.25
+        per_class = dict(enumerate(weights))
+        theirs = model.train_on_batch(x, np.asarray(batch["label"]), class_weight=per_class)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4)
+    for part in state.params.values():
+        for layer, tensors in part.items():
+            twin = model.get_layer(layer)
+            kernel = twin.gamma if "scale" in tensors else twin.kernel
+            mine = tensors.get("scale", tensors.get("kernel"))
+            np.testing.assert_allclose(mine, np.asarray(kernel), rtol=2e-3, atol=2e-4)
+    moving = model.get_layer("bn4")
+    stats = state.batch_stats["backbone"]["bn4"]
+    np.testing.assert_allclose(stats["mean"], np.asarray(moving.moving_mean), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(stats["var"], np.asarray(moving.moving_variance), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("convention", "mean", "std"), [
+    ("torch", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ("tf", (0.5,) * 3, (0.5,) * 3),
+])
+def test_normalisation_equals_keras_preprocessing(convention, mean, std):
+    imagenet_utils = pytest.importorskip("keras").src.applications.imagenet_utils
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 1), np.uint8)
+    theirs = imagenet_utils.preprocess_input(
+        np.repeat(images, 3, axis=-1).astype(np.float32), mode=convention
+    )
+    np.testing.assert_allclose(
+        step.normalize(jnp.asarray(images), 3, mean, std), theirs, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_masked_rows_change_neither_loss_nor_totals():
+    settings = small_config()
+    recipe, state, _ = make(settings, layers=frozenset())  # no batch statistics: rows independent
+    settings.model.head.batch_norm = False
+    recipe, state, run = make(settings, layers=frozenset())
+    mask = np.arange(8) < 5
+    batch = make_batch(mask=mask)
+    junk = batch["image"].at[5:].set(255 - batch["image"][5:])
+    one, loss_one = run(state, batch)
+    other, loss_other = run(state, batch | {"image": junk})
+    np.testing.assert_allclose(loss_one, loss_other, rtol=1e-6)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), one.totals, other.totals)
+    assert float(one.totals["support"].sum()) == 5
+
+
+def test_frozen_layers_keep_parameters_and_statistics():
+    settings = small_config()
+    settings.model.trainable_layers = 4  # pool3, bn3 and relu3 stay; conv4, bn4, relu4 train
+    _, state, run = make(settings)
+    after, _ = run(state, make_batch())
+    assert set(state.params["backbone"]) == {"conv4", "bn4"}
+    jax.tree.map(np.testing.assert_array_equal, after.frozen, state.frozen)
+    for layer, stats in after.batch_stats["backbone"].items():
+        moved = not np.array_equal(stats["mean"], state.batch_stats["backbone"][layer]["mean"])
+        assert moved == (layer == "bn4"), layer
+    for layer in ("conv4", "bn4"):
+        for name, value in after.params["backbone"][layer].items():
+            assert not np.array_equal(value, state.params["backbone"][layer][name])
+
+
+def test_every_parameter_receives_a_gradient():
+    _, state, run = make(small_config())
+    after, _ = run(state, make_batch())
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), after.params, state.params)
+    assert all(jax.tree.leaves(moved)), moved
+
+
+def test_bfloat16_follows_float32():
+    settings = small_config()
+    _, state, run = make(settings)
+    _, wanted = run(state, make_batch())
+    settings.train.precision = "bfloat16"
+    _, state, run = make(settings)
+    after, got = run(state, make_batch())
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(got, wanted, rtol=0.05)
+    assert got != wanted
+
+
+def test_dropout_and_augmentation_follow_seed_and_step():
+    settings = small_config()
+    settings.model.head.dropout = 0.5
+    _, state, run = make(settings, rotation=10.0, shift=0.1, zoom=0.1)
+    first = run(state, make_batch())[1]
+    assert first == run(state, make_batch())[1]
+    assert first != run(state._replace(step=state.step + 1), make_batch())[1]
+    _, state, run = make(settings, rotation=10.0, shift=0.1, zoom=0.1, seed=1)
+    assert first != run(state, make_batch())[1]
+
+
+def test_inference_is_deterministic_and_ignores_the_rest_of_the_batch():
+    recipe, state, _ = make(small_config())
+    run = jax.jit(functools.partial(step.eval_step, recipe))
+    variables = (state.params, state.frozen, state.batch_stats)
+    batch = make_batch()
+    alone = {name: value[:1] for name, value in batch.items()}
+    np.testing.assert_allclose(run(*variables, batch)[0][:1], run(*variables, alone)[0], rtol=1e-4)
