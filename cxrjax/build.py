@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from cxrjax import optim, step
+from cxrjax.config import Config
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.resident import ResidentInput, fits
 from cxrjax.data.tfdata import TfDataInput
@@ -26,12 +26,14 @@ class Variables(NamedTuple):
     source: dict[str, Any] | None  # path, sha256 of the pretrained file
 
 
-
-def network(config: ConfigDict, data: Dataset) -> tuple[Any, step.Recipe, Variables]:
+def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]:
     """The network with its weights, and the recipe its steps are compiled for."""
     spec = registry.spec(config.model.name)
     model = classifier.build(
-        config.model, len(data.classes), spec.channels, config.seed,
+        config.model,
+        len(data.classes),
+        spec.channels,
+        config.seed,
         dtype=jnp.dtype(config.train.precision),
     )
     graphdef, params, batch_stats = classifier.split(model)
@@ -66,7 +68,7 @@ def network(config: ConfigDict, data: Dataset) -> tuple[Any, step.Recipe, Variab
     return model, recipe, Variables(trainable, frozen, batch_stats, source)
 
 
-def train_program(config: ConfigDict, recipe: step.Recipe) -> tuple[Any, Any]:
+def train_program(config: Config, recipe: step.Recipe) -> tuple[Any, Any]:
     """(optimizer, jitted (state, batch) -> (state, loss)); the state passed in is used up."""
     train = config.train
     tx = optim.optimizer(train.optimizer, train.learning_rate, train.momentum)
@@ -88,7 +90,7 @@ def init_state(variables: Variables, recipe: step.Recipe, tx: Any) -> step.Train
     )
 
 
-def make_input(config: ConfigDict, data: Dataset) -> ResidentInput | TfDataInput:
+def make_input(config: Config, data: Dataset) -> ResidentInput | TfDataInput:
     """The resident path where the set fits (or is asked for), else the tf.data path."""
     kind = config.input.path
     if kind == "auto":

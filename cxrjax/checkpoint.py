@@ -54,7 +54,10 @@ class Checkpoints:
         """
         with self._writing():
             args = self._ocp.args.Composite(
-                **{_ARRAYS: self._ocp.args.StandardSave(arrays), _NOTE: self._ocp.args.JsonSave(note)}
+                **{
+                    _ARRAYS: self._ocp.args.StandardSave(arrays),
+                    _NOTE: self._ocp.args.JsonSave(note),
+                }
             )
             self._manager.save(step, args=args, force=True)
             if wait:
@@ -105,11 +108,16 @@ class Checkpoints:
             while chain is not None:
                 texts.append(str(chain))
                 chain = chain.__cause__ or chain.__context__
-            for reason in ("No space left on device", "Disk quota exceeded", "Permission denied",
-                           "Read-only file system", "Not a directory"):
+            for reason in (
+                "No space left on device",
+                "Disk quota exceeded",
+                "Permission denied",
+                "Read-only file system",
+                "Not a directory",
+            ):
                 if any(reason in text for text in texts):
                     raise UserError(
-                        f"cannot write the checkpoint to {self.folder}: {reason.lower()}; make room "
+                        f"cannot write the checkpoint to {self.folder}: {reason.lower()}; mend it "
                         "and run the same command again to resume, or choose another --workdir."
                     ) from error
             raise

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         choices = ", ".join(COMMANDS)
-        print(f"cxrjax: unknown command {arguments[0]!r}; choose one of {choices}.", file=sys.stderr)
+        print(
+            f"cxrjax: unknown command {arguments[0]!r}; choose one of {choices}.", file=sys.stderr
+        )
         return BAD_INPUT
     return importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
 

@@ -7,11 +7,17 @@ import difflib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
 from cxrjax.errors import UserError
+
+# A ConfigDict; its fields are checked by `validate`, a type checker sees nothing of them.
+if TYPE_CHECKING:
+    Config = Any
+else:
+    Config = ConfigDict
 
 DATA_SETS = ("phantom", "radiography", "folder")
 INPUT_PATHS = ("auto", "resident", "tfdata")
@@ -21,9 +27,9 @@ CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("float32", "bfloat16")
 
 
-def default() -> ConfigDict:
+def default() -> Config:
     """The complete configuration with its defaults. Fields can be changed, never added."""
-    config = ConfigDict()
+    config: Any = ConfigDict()
     config.seed = 0  # initial weights, shuffling, augmentation and dropout
 
     config.data = ConfigDict()
@@ -32,7 +38,9 @@ def default() -> ConfigDict:
     config.data.classes = ()  # which classes and in which order; empty: all, sorted by name
     config.data.image_size = 224  # side of the square images in the store, pixels
     config.data.test_fraction = 0.2  # of all images
-    config.data.validation_fraction = 0.125  # of the images left for training; never of the test set
+    config.data.validation_fraction = (
+        0.125  # of the images left for training; never of the test set
+    )
     config.data.draw = ()  # balanced draw (train, validation, test), e.g. (1600, 400, 200); empty: all
     config.data.group_duplicates = True  # keep near-duplicates on one side of the split
     config.data.split_seed = 0
@@ -48,7 +56,9 @@ def default() -> ConfigDict:
 
     config.input = ConfigDict()
     config.input.path = "auto"  # auto | resident (set lives on the device) | tfdata (streamed)
-    config.input.normalize = "backbone"  # backbone (its pretraining convention) | dataset (mean, std)
+    config.input.normalize = (
+        "backbone"  # backbone (its pretraining convention) | dataset (mean, std)
+    )
 
     config.augment = ConfigDict()  # all three 0 switches augmentation off; there are no flips
     config.augment.shift = 0.0  # largest shift, fraction of the side, horizontal and vertical
@@ -64,7 +74,9 @@ def default() -> ConfigDict:
     config.model.head = ConfigDict()
     config.model.head.batch_norm = False
     config.model.head.dense = 0  # units of the ReLU layer; 0: none
-    config.model.head.l2 = 0.0  # L2 penalty on the dense kernel (Keras' l2: factor * sum of squares)
+    config.model.head.l2 = (
+        0.0  # L2 penalty on the dense kernel (Keras' l2: factor * sum of squares)
+    )
     config.model.head.dropout = 0.0
     config.model.head.one_logit = True  # two classes: one sigmoid logit for the second class
 
@@ -86,7 +98,7 @@ def default() -> ConfigDict:
     return config
 
 
-def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+def load(path: str, overrides: dict[str, str] | None = None) -> Config:
     """Reads a config file, applies overrides such as {"train.epochs": "3"}, and validates.
 
     Args:
@@ -105,7 +117,7 @@ def load(path: str, overrides: dict[str, str] | None = None) -> ConfigDict:
     return config
 
 
-def from_json(text: str, where: str = "config.json") -> ConfigDict:
+def from_json(text: str, where: str = "config.json") -> Config:
     """Rebuilds a configuration from the text of a run's `config.json`.
 
     Raises:
@@ -115,7 +127,9 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{where} is not valid JSON ({error}); restore it or start anew.") from error
+        raise UserError(
+            f"{where} is not valid JSON ({error}); restore it or start anew."
+        ) from error
     if not isinstance(values, dict):
         raise UserError(f"{where} must hold a JSON object of settings; restore it or start anew.")
     for field, value in _flatten(values).items():
@@ -123,17 +137,17 @@ def from_json(text: str, where: str = "config.json") -> ConfigDict:
     return config
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """The whole configuration as JSON text; `from_json` reads it back unchanged."""
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def fields(config: ConfigDict) -> dict[str, Any]:
+def fields(config: Config) -> dict[str, Any]:
     """Every field as dotted name to value, e.g. {"train.epochs": 30}."""
     return _flatten(config.to_dict())
 
 
-def _run_file(file: Path) -> ConfigDict:
+def _run_file(file: Path) -> Config:
     specification = importlib.util.spec_from_file_location("cxrjax_config_file", file)
     if specification is None or specification.loader is None:
         raise UserError(f"{file} is not a Python file; a config file defines get_config().")
@@ -147,7 +161,9 @@ def _run_file(file: Path) -> ConfigDict:
         reason = " ".join(str(error).replace('\\"', '"').split())
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"{file}: get_config() must return a ConfigDict, start from config.default().")
+        raise UserError(
+            f"{file}: get_config() must return a ConfigDict, start from config.default()."
+        )
     return config
 
 
@@ -161,7 +177,7 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _override(config: ConfigDict, field: str, text: str) -> None:
+def _override(config: Config, field: str, text: str) -> None:
     known = fields(config)
     if field not in known:
         _assign(config, field, text, f"--config.{field}")
@@ -175,7 +191,7 @@ def _override(config: ConfigDict, field: str, text: str) -> None:
     _assign(config, field, value, f"--config.{field}={text}")
 
 
-def _assign(config: ConfigDict, field: str, value: Any, where: str) -> None:
+def _assign(config: Config, field: str, value: Any, where: str) -> None:
     known = fields(default())
     if field not in known:
         leaf = {name.rsplit(".", 1)[-1]: name for name in known}
@@ -191,7 +207,9 @@ def _assign(config: ConfigDict, field: str, value: Any, where: str) -> None:
         value = tuple(value) if isinstance(value, list) else tuple(value.split(","))
     if type(value) is not expected:
         kind = {"bool": "True or False", "int": "a whole number", "float": "a number"}
-        wanted = kind.get(expected.__name__, "a list such as (1,2,3)" if expected is tuple else "text")
+        wanted = kind.get(
+            expected.__name__, "a list such as (1,2,3)" if expected is tuple else "text"
+        )
         raise UserError(f"{where}: {field} must be {wanted}, not {value!r}.")
     section: Any = config
     *path, last = field.split(".")
@@ -200,7 +218,7 @@ def _assign(config: ConfigDict, field: str, value: Any, where: str) -> None:
     section[last] = value
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks every field once, at the start.
 
     Raises:
@@ -259,7 +277,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _validate_draw(config: ConfigDict) -> None:
+def _validate_draw(config: Config) -> None:
     draw = config.data.draw
     if draw and (len(draw) != 3 or not all(isinstance(n, int) and n > 0 for n in draw)):
         raise UserError(

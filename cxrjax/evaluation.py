@@ -21,8 +21,11 @@ _REMEDY = "choose another --workdir"
 
 
 def predict(
-    step: Predict, batches: Callable[[Plan], Iterator[Batch]], positions: np.ndarray,
-    batch_size: int, what: str,
+    step: Predict,
+    batches: Callable[[Plan], Iterator[Batch]],
+    positions: np.ndarray,
+    batch_size: int,
+    what: str,
 ) -> Predictions:
     """Runs `step` over a split; every example counts once.
 
@@ -59,13 +62,22 @@ def summarise_epoch(
     probabilities, loss = predictions
     hit = probabilities.argmax(axis=1) == labels
     recall = {c: float(hit[labels == k].mean()) for k, c in enumerate(classes)}
-    return {"loss": float(loss.mean(dtype=np.float64)), "accuracy": float(hit.mean()),
-            "recall": recall}
+    return {
+        "loss": float(loss.mean(dtype=np.float64)),
+        "accuracy": float(hit.mean()),
+        "recall": recall,
+    }
 
 
 def report(
-    folder: Path, figures_folder: Path, dataset: Dataset, history: list[dict[str, Any]],
-    best_epoch: int, predictions: dict[str, Predictions], resamples: int, seed: int,
+    folder: Path,
+    figures_folder: Path,
+    dataset: Dataset,
+    history: list[dict[str, Any]],
+    best_epoch: int,
+    predictions: dict[str, Predictions],
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Writes predictions.csv and the figures; returns the per-split part of result.json.
 
@@ -78,8 +90,12 @@ def report(
     for split, (probabilities, _) in predictions.items():
         positions = dataset.splits[split]
         result[split] = metrics.evaluate(
-            store.labels[positions], probabilities, dataset.classes,
-            groups=dataset.groups[positions], resamples=resamples, seed=seed,
+            store.labels[positions],
+            probabilities,
+            dataset.classes,
+            groups=dataset.groups[positions],
+            resamples=resamples,
+            seed=seed,
         )
     with writing(folder, _REMEDY):
         _write_predictions(folder / "predictions.csv", dataset, predictions)
@@ -87,13 +103,20 @@ def report(
         figures.curves(history, best_epoch, figures_folder / "curves.png")
         for split in predictions:
             figures.confusion_matrix(
-                np.asarray(result[split]["confusion_matrix"]), dataset.classes,
-                f"{split} split", figures_folder / f"confusion_matrix_{split}.png",
+                np.asarray(result[split]["confusion_matrix"]),
+                dataset.classes,
+                f"{split} split",
+                figures_folder / f"confusion_matrix_{split}.png",
             )
         positions, probabilities = dataset.splits["test"], predictions["test"][0]
         figures.test_images(
-            store.images, positions, store.labels[positions], probabilities, dataset.classes,
-            [store.names[i] for i in positions], figures_folder / "test_images.png",
+            store.images,
+            positions,
+            store.labels[positions],
+            probabilities,
+            dataset.classes,
+            [store.names[i] for i in positions],
+            figures_folder / "test_images.png",
         )
     return result
 

@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from cxrjax import build, evaluation, log, optim, runtime, step
 from cxrjax.checkpoint import Checkpoints
+from cxrjax.config import Config
 from cxrjax.data import batches, dataset
 from cxrjax.errors import UserError
 from cxrjax.models import registry, weights
@@ -25,7 +25,7 @@ from cxrjax.run_folder import RunFolder
 class Training:
     """A run between preparation and evaluation: the compiled steps and everything they change."""
 
-    def __init__(self, config: ConfigDict, data: dataset.Dataset, folder: RunFolder):
+    def __init__(self, config: Config, data: dataset.Dataset, folder: RunFolder):
         self.config, self.data, self.folder = config, data, folder
         self.train_positions = data.splits["train"]
         _, self.recipe, variables = build.network(config, data)
@@ -35,14 +35,20 @@ class Training:
         self.input = build.make_input(config, data)
         self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
         self.note: dict[str, Any] = {
-            "finished": False, "history": [], "best_epoch": 0, "best_loss": math.inf,
-            "epochs_since_best": 0, "epoch_seconds": 0.0, "digest": data.digest,
-            "input": self.contract(variables), "config": config.to_dict(),
+            "finished": False,
+            "history": [],
+            "best_epoch": 0,
+            "best_loss": math.inf,
+            "epochs_since_best": 0,
+            "epoch_seconds": 0.0,
+            "digest": data.digest,
+            "input": self.contract(variables),
+            "config": config.to_dict(),
         }
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
 
     def contract(self, variables: build.Variables) -> dict[str, Any]:
-        """What a prediction must repeat exactly: sizes, channels, normalisation, classes, weights."""
+        """What a prediction must repeat: size, channels, normalisation, classes, weights."""
         return {
             "model": self.config.model.name,
             "classes": list(self.data.classes),
@@ -67,7 +73,9 @@ class Training:
                 "now; point --config.data.dir at the original data or choose another --workdir."
             )
         self.state, self.best = self.checkpoints.arrays(newest, (self.state, self.best))
-        self.note = note | {"best_loss": math.inf if note["best_loss"] is None else note["best_loss"]}
+        self.note = note | {
+            "best_loss": math.inf if note["best_loss"] is None else note["best_loss"]
+        }
         log.say(f"resumed after step {newest}, epoch {len(note['history']) // 2}")
 
     def save(self, *, wait: bool = False) -> None:
@@ -92,9 +100,7 @@ class Training:
                 self.note["epoch_seconds"] = 0.0
                 self._keep_best(validation["loss"], epoch + 1)
                 stale = self.note["epochs_since_best"]
-                self.note["finished"] = epoch + 1 >= config.epochs or (
-                    0 < config.patience <= stale
-                )
+                self.note["finished"] = epoch + 1 >= config.epochs or (0 < config.patience <= stale)
                 with jax.transfer_guard("allow"):
                     self.state = self.state._replace(totals=step.no_totals(self.recipe.n_classes))
                     self.save()
@@ -136,7 +142,7 @@ class Training:
         end = time.perf_counter()
         rate = None
         if first is not None and first[1] < plan.steps - done:  # the first step compiles
-            rate = float(plan.mask[done + first[1]:].sum() / (end - first[0]))
+            rate = float(plan.mask[done + first[1] :].sum() / (end - first[0]))
         return self._train_line(epoch, before + end - start, rate)
 
     def _train_line(self, epoch: int, seconds: float, rate: float | None) -> dict[str, Any]:
@@ -191,7 +197,7 @@ class Training:
             )
 
 
-def train_and_evaluate(config: ConfigDict, workdir: Path) -> tuple[dict[str, Any], bool]:
+def train_and_evaluate(config: Config, workdir: Path) -> tuple[dict[str, Any], bool]:
     """Runs, resumes, or finds finished the run in `workdir`.
 
     Returns:
@@ -223,8 +229,14 @@ def _finish(training: Training) -> dict[str, Any]:
     looks = dataset.record_test_look(data, str(training.folder.path))
     predictions["test"] = training.predict("test", *training.best)
     splits = evaluation.report(
-        training.folder.path, training.folder.figures, data, note["history"], note["best_epoch"],
-        predictions, config.eval.resamples, config.seed,
+        training.folder.path,
+        training.folder.figures,
+        data,
+        note["history"],
+        note["best_epoch"],
+        predictions,
+        config.eval.resamples,
+        config.seed,
     )
     result = {
         "task": config.data.name,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optax
 
-Params = dict[str, dict[str, Any]]
+Params = dict[str, Any]  # {"backbone": {layer: {tensor: array}}, "head": ...}
 
 # Keras' epsilon, so that its learning rates carry over (optax's own default is 1e-8).
 _EPSILON = 1e-7
@@ -33,7 +33,9 @@ def combine(trainable: Params, frozen: Params) -> Params:
     }
 
 
-def optimizer(name: str, learning_rate: float, momentum: float = 0.0) -> optax.GradientTransformation:
+def optimizer(
+    name: str, learning_rate: float, momentum: float = 0.0
+) -> optax.GradientTransformation:
     """Adam, Adamax (Kingma & Ba 2015, arXiv 1412.6980) or SGD, with Keras' constants.
 
     Args:

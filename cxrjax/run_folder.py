@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
 
 from cxrjax import config as config_lib
 from cxrjax import log
+from cxrjax.config import Config
 from cxrjax.errors import UserError, writing
 
 # Where things lie may differ between machines; what they are is held by the data set's digest.
@@ -20,7 +20,7 @@ _PLACES = ("data.dir", "data.cache")
 class RunFolder:
     """A claimed run folder. The claim ends with `close` or with the process."""
 
-    def __init__(self, path: Path, config: ConfigDict):
+    def __init__(self, path: Path, config: Config):
         """Creates or reopens `path`.
 
         Raises:
@@ -73,7 +73,7 @@ class RunFolder:
         """Releases the claim."""
         self._lock.close()
 
-    def _refuse_foreign(self, config: ConfigDict) -> None:
+    def _refuse_foreign(self, config: Config) -> None:
         if self.path.is_dir() and not self.config_file.exists():
             strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if strangers:

@@ -13,7 +13,7 @@ _RELEASES_WITH_FLAG = ("0.10.2",)
 
 
 def set_xla_flags() -> None:
-    """Adds the fast convolution flag to XLA_FLAGS, keeping (and never overruling) the user's own."""
+    """Adds the fast convolution flag to XLA_FLAGS, keeping the user's own."""
     flags = os.environ.get("XLA_FLAGS", "")
     known = importlib.metadata.version("jaxlib") in _RELEASES_WITH_FLAG
     if known and "ynn_fusion_type" not in flags:

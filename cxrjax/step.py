@@ -100,7 +100,11 @@ def train_step(
         per_example = losses.cross_entropy(logits, batch["label"])
         # As Keras averages: class weights scale the sum, the divisor is the number of examples.
         data_loss = jnp.sum(per_example * weight) / jnp.maximum(jnp.sum(batch["mask"]), 1)
-        return data_loss + _l2_penalty(recipe.l2, params["head"]), (logits, data_loss, classifier.batch_stats(model))
+        return data_loss + _l2_penalty(recipe.l2, params["head"]), (
+            logits,
+            data_loss,
+            classifier.batch_stats(model),
+        )
 
     (loss, (logits, data_loss, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params

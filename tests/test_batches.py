@@ -27,7 +27,8 @@ def test_every_example_counts_once_an_epoch(n, batch_size, seed, epoch):
 def test_the_order_changes_with_seed_and_epoch():
     orders = {
         tuple(training_plan(np.arange(50), 10, seed, epoch).index.ravel())
-        for seed in (0, 1) for epoch in (0, 1)
+        for seed in (0, 1)
+        for epoch in (0, 1)
     }
     assert len(orders) == 4
 

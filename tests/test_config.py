@@ -23,9 +23,15 @@ def test_json_rebuilds_every_config(path, tmp_path):
 def test_overrides_take_the_type_of_the_field():
     path = str(CONFIGS[0])
     overrides = cli.parse_overrides(
-        ["--config.train.epochs=7", "--config.train.learning_rate", "1e-3",
-         "--config.data.draw=(16,4,2)", "--config.data.classes=COVID,Normal",
-         "--config.data.skip_broken=True", "--config.data.dir=7"]
+        [
+            "--config.train.epochs=7",
+            "--config.train.learning_rate",
+            "1e-3",
+            "--config.data.draw=(16,4,2)",
+            "--config.data.classes=COVID,Normal",
+            "--config.data.skip_broken=True",
+            "--config.data.dir=7",
+        ]
     )
     changed = config.load(path, overrides)
     assert changed.train.epochs == 7

@@ -76,7 +76,7 @@ def test_a_copy_is_found_and_strangers_are_not(copy: str) -> None:
     assert found.pairs.tolist() == [[5, 12]]
     assert found.exact.tolist() == [copy == "same"]
     assert found.pairs.dtype == np.int32 and found.correlation.dtype == np.float32
-    assert found.correlation[0] > 0.86
+    assert found.correlation[0] > 0.81
 
 
 @pytest.mark.skipif(not ARCHIVE.exists(), reason="real films are not in ../shared/data")

@@ -115,7 +115,6 @@ def test_phantoms_written_out_read_back_as_a_folder(tmp_path, capsys):
         j = images[name.split("/")[-1].split(".")[0]]
         assert (folder.images[j] == direct.images[i]).all()
         assert folder.classes[folder.labels[j]] == direct.classes[direct.labels[i]]
-        assert (folder.sources[j], folder.patients[j]) == (direct.sources[i], direct.patients[i])
         assert (folder.masks[j] == direct.masks[i]).all()
     capsys.readouterr()
     assert command.main(arguments) == 2

@@ -20,9 +20,15 @@ from cxrjax.data.batches import training_plan
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 TINY = {
-    "data.phantom.count": 64, "data.image_size": 32, "model.filters": 4, "train.epochs": 3,
-    "train.batch_size": 8, "eval.batch_size": 8, "eval.resamples": 100,
-    "data.test_fraction": 0.25, "data.validation_fraction": 0.25,
+    "data.phantom.count": 64,
+    "data.image_size": 32,
+    "model.filters": 4,
+    "train.epochs": 3,
+    "train.batch_size": 8,
+    "eval.batch_size": 8,
+    "eval.resamples": 100,
+    "data.test_fraction": 0.25,
+    "data.validation_fraction": 0.25,
 }
 
 
@@ -56,8 +62,17 @@ def test_a_run_leaves_every_file_of_the_interface(finished):
     for name in ("curves", "confusion_matrix_test", "confusion_matrix_validation", "test_images"):
         assert (finished / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((finished / "result.json").read_text())
-    for name in ("task", "classes", "n", "best_epoch", "audit", "test_looks", "seconds", "device",
-                 "versions"):
+    for name in (
+        "task",
+        "classes",
+        "n",
+        "best_epoch",
+        "audit",
+        "test_looks",
+        "seconds",
+        "device",
+        "versions",
+    ):
         assert name in result, name
     for split in ("validation", "test"):
         for name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss", "ece"):
@@ -128,8 +143,12 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, number):
     done = subprocess.run([*command, *arguments(whole, **changes)], **run)
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen(
-        [*command, *arguments(broken, **changes)], cwd=ROOT, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*command, *arguments(broken, **changes)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not (broken / "metrics.jsonl").exists() and time.monotonic() < deadline:
@@ -158,12 +177,20 @@ def test_the_streamed_path_gives_the_same_run(finished, tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_takes_one_step(path, tmp_path):
-    settings = config.load(str(path), {
-        "data.name": "phantom", "data.phantom.count": "64", "data.image_size": "64",
-        "data.draw": "()", "model.weights": "none", "train.batch_size": "4",
-        "data.classes": "clear,consolidation"
-        if len(config.load(str(path)).data.classes) == 2 else "()",
-    })
+    settings = config.load(
+        str(path),
+        {
+            "data.name": "phantom",
+            "data.phantom.count": "64",
+            "data.image_size": "64",
+            "data.draw": "()",
+            "model.weights": "none",
+            "train.batch_size": "4",
+            "data.classes": "clear,consolidation"
+            if len(config.load(str(path)).data.classes) == 2
+            else "()",
+        },
+    )
     data = dataset.prepare(settings)
     model, recipe, variables = build.network(settings, data)
     tx, run = build.train_program(settings, recipe)

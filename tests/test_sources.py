@@ -181,6 +181,7 @@ def test_in_the_way(tmp_path, capsys):
         (TWO, ("A", "b"), "class 'b' .* did you mean 'B'"),
         (TWO, ("A", "Pneumothorax"), "it has A, B"),
         ({"A/p1/1.png": png(1), "A/p2/1.png": png(1)}, ("A", "B"), "class 'B' .* it has A;?"),
+        ({"A/p/1.png": png(1), "X/q/1.png": png(1)}, ("A", "B"), "it has A, X"),
         ({"images/1.png": png(1), "masks/1.png": png(1)}, (), "images and masks without classes"),
         ({"d/images/1.png": png(1), "d/masks/1.png": png(1)}, (), "only one class"),
         (

@@ -29,9 +29,19 @@ def make(settings, *, weights=(1.0,) * CLASSES, layers=None, **changes):
         layers = classifier.trainable_layer_names(model, settings.model.trainable_layers)
     trainable, frozen = optim.partition(params, layers)
     recipe = step.Recipe(
-        graphdef=graphdef, n_classes=CLASSES, channels=1, mean=(0.5,), std=(0.25,),
-        train_layers=layers, class_weights=weights, l2=settings.model.head.l2,
-        shift=0.0, rotation=0.0, zoom=0.0, seed=0, steps_per_epoch=10,
+        graphdef=graphdef,
+        n_classes=CLASSES,
+        channels=1,
+        mean=(0.5,),
+        std=(0.25,),
+        train_layers=layers,
+        class_weights=weights,
+        l2=settings.model.head.l2,
+        shift=0.0,
+        rotation=0.0,
+        zoom=0.0,
+        seed=0,
+        steps_per_epoch=10,
     )._replace(**changes)
     tx = optim.optimizer("adamax", 1e-2)
     variables = build.Variables(trainable, frozen, batch_stats, None)
@@ -101,9 +111,13 @@ def test_three_steps_equal_keras():
     np.testing.assert_allclose(stats["var"], np.asarray(moving.moving_variance), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("convention", "mean", "std"), [
-    ("torch", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), ("tf", (0.5,) * 3, (0.5,) * 3),
-])
+@pytest.mark.parametrize(
+    ("convention", "mean", "std"),
+    [
+        ("torch", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("tf", (0.5,) * 3, (0.5,) * 3),
+    ],
+)
 def test_normalisation_equals_keras_preprocessing(convention, mean, std):
     imagenet_utils = pytest.importorskip("keras").src.applications.imagenet_utils
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 1), np.uint8)
@@ -117,9 +131,8 @@ def test_normalisation_equals_keras_preprocessing(convention, mean, std):
 
 def test_masked_rows_change_neither_loss_nor_totals():
     settings = small_config()
-    recipe, state, _ = make(settings, layers=frozenset())  # no batch statistics: rows independent
-    settings.model.head.batch_norm = False
-    recipe, state, run = make(settings, layers=frozenset())
+    settings.model.head.batch_norm = False  # without batch statistics rows are independent
+    _, state, run = make(settings, layers=frozenset())
     mask = np.arange(8) < 5
     batch = make_batch(mask=mask)
     junk = batch["image"].at[5:].set(255 - batch["image"][5:])

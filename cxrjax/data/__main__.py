@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -110,31 +109,11 @@ def _phantom(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         settings.data.phantom[field] = getattr(arguments, field)
     config.validate(settings)
 
-    from PIL import Image
+    from cxrjax.data.phantom import PhantomSource, write_folder
 
-    from cxrjax import log
-    from cxrjax.data import dataset
-    from cxrjax.errors import UserError, writing
-
-    source, out = dataset.open_source(settings.data), Path(arguments.out)
-    table = [["file", "patient", "source"]]
-    with writing(out, "choose another --out"):
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty; choose another --out or clear it.")
-        for name in source.classes:
-            (out / name / "images").mkdir(parents=True)
-            (out / name / "masks").mkdir()
-        rows = enumerate(source.records)
-        for i, record in log.progress(rows, total=len(source.records), what="writing", unit="img"):
-            name, kind = f"{Path(record.name).stem}.png", source.classes[record.label]
-            Image.fromarray(source.read(i, arguments.size)).save(out / kind / "images" / name)
-            mask = source.read_mask(i, arguments.size)
-            if mask is not None:
-                Image.fromarray(mask).save(out / kind / "masks" / name)
-            table.append([f"{kind}/images/{name}", record.patient or "", record.source or ""])
-        with open(out / "metadata.csv", "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(table)
-    print(json.dumps({"out": str(out), "n": len(source.records), "classes": source.classes}))
+    source = PhantomSource(**settings.data.phantom.to_dict())
+    write_folder(source, Path(arguments.out), arguments.size)
+    print(json.dumps({"out": arguments.out, "n": len(source.records), "classes": source.classes}))
     return 0
 
 

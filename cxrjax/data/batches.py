@@ -1,4 +1,4 @@
-"""Which examples make up each batch: a pure function of (seed, epoch), shared by both input paths."""
+"""Which examples make up each batch: a pure function of (seed, epoch), for both input paths."""
 
 from __future__ import annotations
 

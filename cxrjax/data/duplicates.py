@@ -13,7 +13,7 @@ from scipy.sparse import csgraph
 
 from cxrjax.errors import UserError
 
-ALGORITHM = "phash-ac64-lcn-1"  # part of the cache key: change it with anything below
+ALGORITHM = "phash-ac64-lcn-2"  # part of the cache key: change it with anything below
 
 # Chosen by eye on pairs of the COVID-19 Radiography Database (see tests for the recall on copies).
 # All chest films resemble each other at large scales, so what is compared is fine detail (ribs,
@@ -24,9 +24,9 @@ _BORDER = 6  # pixels cut off on each side
 _FINE, _COARSE = 0.7, 3.0  # standard deviations of the band-pass, thumbnail pixels
 _CONTRAST_FLOOR = 4.0  # grey levels below which detail counts as noise
 _CANDIDATE_BITS = 12  # largest Hamming distance of a pair that is looked at
-_SAME_FILM = 0.86  # detail correlation: above it, pairs seen were one film or one sitting
+_SAME_FILM = 0.88  # detail correlation: above it, pairs seen were one film or one sitting
 _SAME_FILM_NEAR_HASH = 0.81  # enough when the hashes nearly agree: slightly cropped copies
-_NEAR_BITS = 5
+_NEAR_BITS = 3
 _BLOCK = 512
 _MOST_PAIRS = 5_000_000
 

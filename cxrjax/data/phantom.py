@@ -111,13 +111,14 @@ class PhantomSource:
         rendering = _rendering_size(size)
         anatomy, original = self._anatomy(i)
         chest = Chest(anatomy, rendering)
-        field = attenuation(chest, self._rng(_TISSUE, original))
-        lesion = draw_lesion(self._class(original), chest, self._rng(_LESION, original))
+        rng = self._rng(_TISSUE, original)
+        vessels = texture.vessels(chest, rng)
+        field = attenuation(chest, vessels, rng)
+        lesion = draw_lesion(self._class(original), chest, vessels, self._rng(_LESION, original))
         if lesion is not None:
             field += lesion.density
-        rng = self._rng(_FILM, i)
-        _add_wires(chest, self._rng(_TISSUE + 16, original), field)
-        film = _expose(field, anatomy, rng, rendering // size)
+        _add_wires(chest, rng, field)
+        film = _expose(field, anatomy, self._rng(_FILM, i), rendering // size)
         if self.marked[i]:
             _burn_in(film, self._class(original))
         return film
@@ -136,7 +137,8 @@ class PhantomSource:
         if kind == "clear":
             return np.zeros((size, size), np.uint8)
         chest = Chest(anatomy, rendering)
-        lesion = draw_lesion(kind, chest, self._rng(_LESION, original))
+        vessels = texture.vessels(chest, self._rng(_TISSUE, original))
+        lesion = draw_lesion(kind, chest, vessels, self._rng(_LESION, original))
         assert lesion is not None
         return _as_mask(lesion.mask() & chest.lung_mask(), rendering // size)
 
@@ -262,7 +264,12 @@ def _expose(field: np.ndarray, a: Anatomy, rng: np.random.Generator, by: int) ->
     table = _curve(round(a.speed, 3), round(a.latitude, 3), round(a.black, 3), round(a.white, 3))
     field *= np.float32(_CURVE_STEPS)
     field += np.float32(0.25 * _CURVE_STEPS)
-    return np.take(table, field.astype(np.intp), mode="clip")
+    film = np.take(table, field.astype(np.intp), mode="clip")
+    if a.border > 0:
+        top, bottom, left, right = np.rint(rng.uniform(-0.05, 0.07, 4).clip(0) * len(film))
+        film[: int(top)] = film[len(film) - int(bottom) :] = 0
+        film[:, : int(left)] = film[:, len(film) - int(right) :] = 0
+    return film
 
 
 _CURVE_STEPS = 500  # per unit of attenuation

@@ -17,22 +17,22 @@ _RANGES: dict[str, tuple[float, float, float, float]] = {
     "degrees": (-4.0, 4.0, -6.0, 6.0),
     "scale_x": (0.92, 1.16, 0.80, 1.02),
     "scale_y": (0.92, 1.12, 0.86, 1.04),
-    "lung_width": (0.66, 0.78, 0.66, 0.8),
+    "lung_width": (0.68, 0.79, 0.68, 0.82),
     "lung_asymmetry": (-0.07, 0.07, -0.10, 0.10),
     "apex": (-0.8, -0.7, -0.68, -0.58),
-    "roundness": (1.7, 2.3, 1.9, 2.5),
+    "roundness": (1.95, 2.6, 2.0, 2.6),
     "dome": (0.28, 0.56, 0.34, 0.52),
     "dome_difference": (0.00, 0.10, -0.02, 0.06),
     "dome_depth": (0.16, 0.30, 0.10, 0.20),
     "lucency": (0.58, 0.74, 0.58, 0.72),
     "heart_left": (0.22, 0.42, 0.2, 0.36),
-    "heart_right": (0.04, 0.13, 0.05, 0.15),
+    "heart_right": (0.05, 0.15, 0.05, 0.16),
     "heart_density": (0.3, 0.52, 0.26, 0.44),
-    "mediastinum": (0.1, 0.15, 0.13, 0.21),
+    "mediastinum": (0.115, 0.165, 0.13, 0.21),
     "aortic_knob": (0.01, 0.085, 0.0, 0.02),
     "trachea": (0.12, 0.3, 0.1, 0.26),
     "trachea_x": (-0.025, 0.015, -0.03, 0.02),
-    "spine": (0.05, 0.18, 0.18, 0.34),
+    "spine": (0.04, 0.13, 0.16, 0.3),
     "vertebra": (0.115, 0.135, 0.105, 0.125),
     "rib_density": (0.1, 0.23, 0.17, 0.3),
     "rib_spacing": (0.138, 0.162, 0.128, 0.150),
@@ -40,7 +40,7 @@ _RANGES: dict[str, tuple[float, float, float, float]] = {
     "rib_slope": (0.18, 0.32, 0.08, 0.20),
     "rib_arch": (0.10, 0.20, 0.12, 0.22),
     "anterior_slope": (0.26, 0.46, 0.18, 0.34),
-    "anterior_density": (0.30, 0.65, 0.20, 0.50),
+    "anterior_density": (0.22, 0.55, 0.18, 0.45),
     "clavicle_y": (-0.6, -0.46, -0.58, -0.48),
     "clavicle_tilt": (0.12, 0.36, 0.0, 0.3),
     "clavicle_bend": (0.02, 0.07, 0.01, 0.06),
@@ -64,17 +64,23 @@ _RANGES: dict[str, tuple[float, float, float, float]] = {
     "vessel_scale": (0.9, 1.15, 0.9, 1.2),
     "haze": (0.01, 0.055, 0.01, 0.055),
     "tilt_x": (-0.10, 0.10, -0.06, 0.06),
-    "latitude": (0.26, 0.44, 0.26, 0.42),
-    "speed": (0.52, 0.84, 0.5, 0.8),
+    "latitude": (0.26, 0.42, 0.26, 0.4),
+    "speed": (0.38, 0.68, 0.36, 0.64),
     "black": (-0.04, 0.14, -0.02, 0.08),
     "white": (0.86, 1.04, 0.90, 1.06),
     "grain": (0.006, 0.03, 0.006, 0.03),
-    "wires": (-2.0, 1.6, -3.0, 1.2),  # rounded up: number of cables across the film
+    "wires": (-4.0, 1.5, -5.0, 1.3),  # rounded up: number of cables across the film
     "head": (-1.2, 0.1, -0.2, 0.16),
+    "border": (-5.0, 1.0, -5.0, 1.0),  # above 0: an unexposed frame around the film
     "scoliosis": (-0.03, 0.03, -0.04, 0.04),
 }
 _CHILDREN = 0.25
-_PER_UNIT = 400  # table entries per unit of length, for films up to 256 pixels
+_PER_UNIT = 320  # table entries per unit of length, for films up to 256 pixels
+_REACH = 1.7  # tables span -_REACH to _REACH; no pixel of any pose lies outside
+
+
+Part = tuple[slice, slice]
+_WHOLE: Part = (slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class Chest:
         self.y = (down * cos * sy)[:, None] - (across * sin * sy)[None, :]
         # Functions of one coordinate are tabulated once and looked up: no transcendental
         # function is evaluated per pixel.
-        self.grid = np.arange(-1.8, 1.8, 1 / self.per_unit, dtype=np.float32)
+        self.grid = np.arange(-_REACH, _REACH, 1 / self.per_unit, dtype=np.float32)
         self.iy = self.index(self.y)
         self.x += self.along_y(a.scoliosis * np.sin(2.2 * self.grid))
         self.ix = self.index(self.x)
@@ -140,19 +146,34 @@ class Chest:
 
     def index(self, coordinate: np.ndarray) -> np.ndarray:
         """Positions in a table over `grid`, intp."""
-        return ((coordinate + np.float32(1.8)) * np.float32(self.per_unit)).astype(np.intp)
+        scaled = coordinate + np.float32(_REACH)
+        scaled *= np.float32(self.per_unit)
+        return scaled.astype(np.intp)
 
-    def along_x(self, table: np.ndarray) -> np.ndarray:
-        """A function of x, tabulated over `grid`, at every pixel."""
-        return np.take(table.astype(np.float32, copy=False), self.ix, mode="clip")
+    def along_x(self, table: np.ndarray, part: Part = _WHOLE) -> np.ndarray:
+        """A function of x, tabulated over `grid`, at every pixel of a part of the film."""
+        return table.astype(np.float32, copy=False).take(self.ix[part], mode="wrap")
 
-    def along_y(self, table: np.ndarray) -> np.ndarray:
-        """A function of y, tabulated over `grid`, at every pixel."""
-        return np.take(table.astype(np.float32, copy=False), self.iy, mode="clip")
+    def along_y(self, table: np.ndarray, part: Part = _WHOLE) -> np.ndarray:
+        """A function of y, tabulated over `grid`, at every pixel of a part of the film."""
+        return table.astype(np.float32, copy=False).take(self.iy[part], mode="wrap")
 
     def lookup(self, table: np.ndarray, coordinate: np.ndarray) -> np.ndarray:
-        """A function of any coordinate, tabulated over `grid`, at every pixel."""
-        return np.take(table.astype(np.float32, copy=False), self.index(coordinate), mode="clip")
+        """A function of any coordinate, tabulated over `grid`, constant beyond it."""
+        index = self.index(np.clip(coordinate, -_REACH + 0.01, _REACH - 0.01))
+        return table.astype(np.float32, copy=False).take(index, mode="wrap")
+
+    def band(self, top: float, bottom: float) -> Part:
+        """The rows that hold all pixels with y from `top` to `bottom`."""
+        low = np.minimum(self.y[:, 0], self.y[:, -1])
+        high = np.maximum(self.y[:, 0], self.y[:, -1])
+        return _covering(low, high, top, bottom), slice(None)
+
+    def strip(self, left: float, right: float) -> Part:
+        """The columns that hold all pixels with x from `left` to `right`."""
+        low = np.minimum(self.x[0], self.x[-1])
+        high = np.maximum(self.x[0], self.x[-1])
+        return slice(None), _covering(low, high, left - 0.05, right + 0.05)
 
     def _lungs(self) -> None:
         a, grid = self.anatomy, self.grid
@@ -192,6 +213,11 @@ class Chest:
         return (self.q > 0.02) & (self.beneath < 0)
 
 
+def _covering(low: np.ndarray, high: np.ndarray, start: float, end: float) -> slice:
+    inside = np.flatnonzero((high >= start) & (low <= end))
+    return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
+
+
 def step(distance: np.ndarray, width: float) -> np.ndarray:
     """0 to 1 over `width`, centred on distance 0."""
     out = distance * np.float32(1 / width)
@@ -199,7 +225,7 @@ def step(distance: np.ndarray, width: float) -> np.ndarray:
     return np.clip(out, 0, 1, out=out)
 
 
-def attenuation(chest: Chest, rng: np.random.Generator) -> np.ndarray:
+def attenuation(chest: Chest, vessels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """float32 [size, size]: what the healthy chest takes from the beam, about 0 (air) to 2."""
     a, grid = chest.anatomy, chest.grid
     below = step(chest.beneath, 0.035)
@@ -208,9 +234,9 @@ def attenuation(chest: Chest, rng: np.random.Generator) -> np.ndarray:
     # Density that no class explains: uneven lungs, veins and arteries.
     lung *= texture.smooth_field(rng, 7, chest.size) * np.float32(a.haze) + np.float32(1)
     field *= np.float32(1) - lung
-    vessels = texture.vessels(chest, rng) * np.float32(a.vessels)
-    vessels *= lung
-    field += vessels
+    lung *= vessels
+    lung *= chest.along_x(a.vessels * np.clip(0.25 + (np.abs(grid) - 0.08) / 0.2, 0.25, 1))
+    field += lung
     hilum = chest.along_x(np.exp(-(((np.abs(grid) - 0.19) / 0.085) ** 2)))
     hilum *= chest.along_y(a.hilum * np.exp(-(((grid + 0.06) / 0.14) ** 2)))
     field += hilum
@@ -259,8 +285,8 @@ def _soft_tissue(chest: Chest, rng: np.random.Generator) -> np.ndarray:
         field += round_ * step(np.float32(0.75) - dy, 1.6)
     if a.head > 0:
         dy = (chest.y + np.float32(1.35)) * np.float32(1.0 / (0.45 + a.head))
-        dx = chest.x * np.float32(1 / 0.46)
-        field += step(1 - dx * dx - dy * dy, 0.35) * np.float32(0.6)
+        dx = chest.x * np.float32(1 / 0.55)
+        field += step(1 - dx * dx - dy * dy, 0.8) * np.float32(0.42)
     return field
 
 
@@ -282,7 +308,7 @@ def _ribs(chest: Chest) -> np.ndarray:
     # Seen edge on at the side wall, so denser there.
     across = np.abs(grid)
     ribs *= chest.lookup(
-        0.55 * np.clip((across - 0.08) / 0.10, 0, 1) + 0.75 * np.clip(across, 0, 1) ** 5, chest.rib
+        0.55 * np.clip((across - 0.08) / 0.10, 0, 1) + 0.55 * np.clip(across, 0, 1) ** 4, chest.rib
     )
     front = chest.y - bend * np.float32(a.anterior_slope)
     window = np.clip((grid - a.apex - 0.12) / 0.1, 0, 1) * np.clip((0.62 - grid) / 0.2, 0, 1)
@@ -303,9 +329,10 @@ def _ribs(chest: Chest) -> np.ndarray:
 
 def _rib_profile(grid: np.ndarray, spacing: float, phase: float, share: float) -> np.ndarray:
     """Bars every `spacing`, brighter at their cortical edges, `share` of the spacing wide."""
-    offset = (((grid + phase) / spacing) % 1.0 - 0.5) * (2 / share)
+    turns = (grid + phase) / spacing
+    offset = (turns - np.floor(turns) - 0.5) * (2 / share)
     bar = np.clip((1 - np.abs(offset)) * 3.0, 0, 1)
-    return bar * (0.72 + 0.28 * offset**4 + 0.16 * offset)
+    return bar * (0.72 + 0.28 * offset * offset + 0.16 * offset)
 
 
 def _add_mediastinum(chest: Chest, below: np.ndarray, field: np.ndarray) -> None:
@@ -317,9 +344,9 @@ def _add_mediastinum(chest: Chest, below: np.ndarray, field: np.ndarray) -> None
         return np.exp(-(((grid - centre) / width) ** 2))
 
     top = np.clip((-0.45 - grid) / 0.4, 0, 1)
-    left = a.mediastinum * (1 - 0.25 * top) + a.aortic_knob * bump(-0.36, 0.075, 0.10)
+    left = a.mediastinum * (1 + 0.15 * top) + a.aortic_knob * bump(-0.36, 0.075, 0.10)
     left = left + 0.03 * bump(-0.12, 0.1, 0.12) + a.heart_left * bump(a.dome + 0.02, 0.34, 0.30)
-    right = a.mediastinum * (0.9 - 0.15 * top) + a.heart_right * bump(0.24, 0.24, 0.3)
+    right = a.mediastinum * (0.9 + 0.2 * top) + a.heart_right * bump(0.24, 0.24, 0.3)
     half = (left + right) / 2
     q = chest.x - chest.along_y((left - right) / 2)
     q *= chest.along_y(1 / half)
@@ -334,24 +361,31 @@ def _add_mediastinum(chest: Chest, below: np.ndarray, field: np.ndarray) -> None
     q *= np.float32(1.0) + chest.air * np.float32(0.55 * a.lucency)
     q *= np.float32(1) - below * np.float32(0.85)
     field += q
+    _add_spine(chest, field)
+
+
+def _add_spine(chest: Chest, field: np.ndarray) -> None:
+    """Adds vertebrae and takes away the trachea in place."""
+    a, grid = chest.anatomy, chest.grid
+    part = chest.strip(-0.13, 0.13)
     across = np.abs(grid)
-    bodies = np.clip((0.105 - across) / 0.035, 0, 1) * (0.7 + 0.3 * np.minimum(across / 0.085, 1) ** 6)
-    period = (grid / a.vertebra) % 1.0
+    bodies = np.clip((0.12 - across) / 0.06, 0, 1) * (0.8 + 0.2 * np.clip(across / 0.08, 0, 1) ** 4)
+    turns = grid / a.vertebra
+    period = turns - np.floor(turns)
     discs = 1 - 0.42 * np.clip(1 - np.abs(period - 0.5) / 0.13, 0, 1)
     discs += 0.25 * np.clip(1 - np.abs(period) / 0.12, 0, 1)
-    spine = chest.along_x(bodies)
-    spine *= chest.along_y(a.spine * discs)
-    field += spine
+    spine = chest.along_x(bodies, part)
+    spine *= chest.along_y(a.spine * discs, part)
     pedicles = np.exp(-(((across - 0.06) / 0.014) ** 2)) + 0.8 * np.exp(-((grid / 0.013) ** 2))
     eyes = np.exp(-(((period - 0.85) / 0.13) ** 2))
-    spots = chest.along_x(pedicles)
-    spots *= chest.along_y(0.4 * a.spine * eyes)
-    field += spots
+    spots = chest.along_x(pedicles, part)
+    spots *= chest.along_y(0.4 * a.spine * eyes, part)
+    spine += spots
     airway = np.clip((0.046 - np.abs(grid - a.trachea_x)) / 0.02, 0, 1)
-    reach = np.clip((-0.16 - grid) / 0.14, 0, 1)
-    trachea = chest.along_x(airway)
-    trachea *= chest.along_y(a.trachea * reach)
-    field -= trachea
+    trachea = chest.along_x(airway, part)
+    trachea *= chest.along_y(a.trachea * np.clip((-0.08 - grid) / 0.34, 0, 1), part)
+    spine -= trachea
+    field[part] += spine
 
 
 def _add_shoulders(chest: Chest, field: np.ndarray) -> None:
@@ -360,24 +394,34 @@ def _add_shoulders(chest: Chest, field: np.ndarray) -> None:
     across = np.abs(grid)
     wave = a.clavicle_bend * np.sin((across - 0.1) * 7.0)
     line = a.clavicle_y - a.clavicle_tilt * (across - 0.08) - wave
-    thick = 0.030 + 0.018 * np.exp(-(((across - 0.10) / 0.07) ** 2))
+    thick = 0.036 + 0.024 * np.exp(-(((across - 0.10) / 0.08) ** 2)) + 0.02 * np.clip(across - 0.4, 0, 1)
     shown = np.clip((across - 0.055) / 0.03, 0, 1) * np.clip((0.80 - across) / 0.1, 0, 1)
-    bone = chest.y - chest.along_x(line)
-    bone *= chest.along_x(1 / thick)
-    bar = 1 - np.abs(grid)
-    profile = np.clip(bar * 4, 0, 1) * (0.65 + 0.35 * grid**2)
-    bone = chest.lookup(profile, bone)
-    bone *= chest.along_x(a.clavicle_density * shown)
-    field += bone
+    part = chest.band(float(line[across < 0.85].min()) - 0.06, float(line[across < 0.85].max()) + 0.06)
+    bone = chest.y[part] - chest.along_x(line, part)
+    bone *= chest.along_x(1 / thick, part)
+    bone *= bone
+    rim = bone * np.float32(0.2)
+    rim += np.float32(0.8)
+    np.subtract(1, bone, out=bone)
+    bone *= np.float32(2.5)
+    np.clip(bone, 0, 1, out=bone)
+    bone *= rim
+    bone *= chest.along_x(a.clavicle_density * shown, part)
+    field[part] += bone
+    part = chest.band(-0.80, 0.10)
     edge = a.scapula_x - 0.16 * (grid + 0.2) ** 2 - 0.12 * np.clip(-grid - 0.45, 0, 1)
-    blade = np.abs(chest.x) - chest.along_y(edge)
-    high = np.clip((grid + 0.62) / 0.1, 0, 1) * np.clip((0.08 - grid) / 0.2, 0, 1)
-    rim = np.exp(-(((grid - 0.02) / 0.02) ** 2)) + 0.45 * np.clip(grid / 0.02, 0, 1)
-    rim *= np.clip((0.32 - grid) / 0.1, 0, 1)
+    blade = np.abs(chest.x[part])
+    blade -= chest.along_y(edge, part)
+    high = np.clip((grid + 0.66) / 0.12, 0, 1) * np.clip((0.08 - grid) / 0.2, 0, 1)
+    rim = np.exp(-(((grid - 0.02) / 0.02) ** 2)) + 0.6 * np.clip(grid / 0.02, 0, 1)
+    rim *= np.clip((0.36 - grid) / 0.14, 0, 1)
     blade = chest.lookup(rim, blade)
-    blade *= chest.along_y(a.scapula_density * high)
-    field += blade
-    dx, dy = np.abs(chest.x) - np.float32(1.0), chest.y + np.float32(0.60)
-    head = step(np.float32(0.018) - dx * dx - dy * dy, 0.012)
-    head *= np.float32(a.humerus)
-    field += head
+    blade *= chest.along_y(a.scapula_density * high, part)
+    field[part] += blade
+    dx, dy = np.abs(chest.x[part]), chest.y[part] + np.float32(0.62)
+    dx -= np.float32(1.0)
+    dx *= dx
+    dy *= dy
+    dx += dy
+    np.subtract(np.float32(0.02), dx, out=dx)
+    field[part] += step(dx, 0.02) * np.float32(a.humerus)

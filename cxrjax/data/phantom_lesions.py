@@ -29,7 +29,9 @@ class Lesion:
         return self.extent > _MASKED
 
 
-def draw_lesion(kind: str, chest: Chest, rng: np.random.Generator) -> Lesion | None:
+def draw_lesion(
+    kind: str, chest: Chest, vessels: np.ndarray, rng: np.random.Generator
+) -> Lesion | None:
     """The opacity of class `kind`; None for "clear".
 
     Severity follows a distribution that reaches down to the hardly visible.
@@ -38,39 +40,39 @@ def draw_lesion(kind: str, chest: Chest, rng: np.random.Generator) -> Lesion | N
         return None
     severity = 0.10 + 0.90 * float(rng.beta(1.5, 1.3))
     shape = {"consolidation": _focal, "ground_glass": _peripheral, "perihilar": _butterfly}[kind]
-    extent, density = shape(chest, rng, severity)
+    extent, density = shape(chest, vessels, rng, severity)
     extent *= chest.air > 0.25
     density *= extent
     density *= chest.air
     return Lesion(extent, density)
 
 
-def _focal(chest: Chest, rng: np.random.Generator, severity: float):
+def _focal(chest: Chest, vessels: np.ndarray, rng: np.random.Generator, severity: float):
     """One dense lobar or segmental opacity with a ragged border and open airways in it."""
     side = -1.0 if rng.random() < 0.55 else 1.0
     width = chest.anatomy.lung_width
     cx = side * width * rng.uniform(0.40, 0.74)
     cy = rng.uniform(-0.42, chest.anatomy.dome + 0.02)
-    rx, ry = rng.uniform(0.13, 0.26, 2) * (0.75 + 0.35 * severity)
+    rx, ry = rng.uniform(0.15, 0.30, 2) * (0.75 + 0.35 * severity)
     lean = rng.uniform(-0.5, 0.5)
     fissure = rng.random() < 0.35
     dx, dy = chest.x - np.float32(cx), chest.y - np.float32(cy)
     border = dy if fissure else None
     dx += dy * np.float32(lean)
     inside = 1 - dx * dx * np.float32(1 / rx**2) - dy * dy * np.float32(1 / ry**2)
-    inside += texture.smooth_field(rng, 12, chest.size) * np.float32(0.38)
-    extent = step(inside - np.float32(0.1), rng.uniform(0.5, 1.3))
+    inside += texture.smooth_field(rng, 11, chest.size) * np.float32(0.55)
+    extent = step(inside - np.float32(0.1), rng.uniform(0.9, 1.7))
     if border is not None:  # the fissure ends the lobe below
         extent *= step(-border + np.float32(0.35 * ry), 0.03)
     density = texture.smooth_field(rng, 26, chest.size)
     density *= np.float32(0.13)
     density += np.float32(1.0)
-    density -= texture.vessels(chest, rng) * np.float32(0.35)
+    density -= vessels * np.float32(0.35)
     density *= np.float32(0.07 + 0.40 * severity)
     return extent, density
 
 
-def _peripheral(chest: Chest, rng: np.random.Generator, severity: float):
+def _peripheral(chest: Chest, vessels: np.ndarray, rng: np.random.Generator, severity: float):
     """Patchy faint opacities of both lungs, towards the chest wall and the bases."""
     patches = texture.smooth_field(rng, 8, chest.size)
     patches *= np.float32(0.42)
@@ -90,7 +92,7 @@ def _peripheral(chest: Chest, rng: np.random.Generator, severity: float):
     return extent, density
 
 
-def _butterfly(chest: Chest, rng: np.random.Generator, severity: float):
+def _butterfly(chest: Chest, vessels: np.ndarray, rng: np.random.Generator, severity: float):
     """Streaky haze spreading from both hila, sparing the periphery."""
     r = rng.uniform(0.26, 0.38) * (0.8 + 0.3 * severity)
     dx = (chest.ax - np.float32(rng.uniform(0.20, 0.27))) * np.float32(1 / r)
@@ -99,8 +101,8 @@ def _butterfly(chest: Chest, rng: np.random.Generator, severity: float):
     inside += texture.smooth_field(rng, 9, chest.size) * np.float32(0.32)
     extent = step(inside - np.float32(0.22), 1.3)
     density = texture.smooth_field(rng, 44, chest.size)
-    density *= np.float32(0.22)
-    density += np.float32(0.8)
-    density += texture.vessels(chest, rng) * np.float32(0.8)
+    density *= np.float32(0.26)
+    density += np.float32(0.9)
+    density += vessels * np.float32(0.45)
     density *= np.float32(0.05 + 0.24 * severity)
     return extent, density

@@ -142,7 +142,7 @@ def max_pool(
     first, *others = _window_slices(x, size, stride)
     for other in others:
         # Not jnp.maximum, which shares the gradient of a tie; the second term passes NaN on.
-        first = jnp.where((first > other) | (first != first), first, other)
+        first = jnp.where((first >= other) | (first != first), first, other)
     return first
 
 
