@@ -38,10 +38,8 @@ def default() -> Config:
     config.data.classes = ()  # which classes and in which order; empty: all, sorted by name
     config.data.image_size = 224  # side of the square images in the store, pixels
     config.data.test_fraction = 0.2  # of all images
-    config.data.validation_fraction = (
-        0.125  # of the images left for training; never of the test set
-    )
-    config.data.draw = ()  # balanced draw (train, validation, test), e.g. (1600, 400, 200); empty: all
+    config.data.validation_fraction = 0.125  # of the images that are left for training
+    config.data.draw = ()  # balanced (train, validation, test), e.g. (1600, 400, 200); empty: all
     config.data.group_duplicates = True  # keep near-duplicates on one side of the split
     config.data.split_seed = 0
     config.data.skip_broken = False  # True: name unreadable images and go on without them

@@ -41,7 +41,8 @@ def _run(argv: Sequence[str]) -> int:
     overrides = cli.parse_overrides(rest)
     if arguments.config is None and arguments.workdir is None:
         parser.error("give --config FILE, or --workdir DIR of a run to resume")
-    workdir = Path(arguments.workdir or Path("runs") / Path(arguments.config).stem)
+    default_workdir = Path("runs", Path(arguments.config or "").stem)
+    workdir = Path(arguments.workdir) if arguments.workdir else default_workdir
 
     from cxrjax import config as config_lib
 

@@ -71,7 +71,9 @@ def _class_auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     above, below = order[positive[order]], order[~positive[order]]
     passed = np.zeros([len(weights), len(below) + 1])  # weight of the negatives up to each one
     np.cumsum(weights[:, below], axis=1, out=passed[:, 1:])
-    first, last = (np.searchsorted(scores[below], scores[above], side) for side in ("left", "right"))
+    first, last = (
+        np.searchsorted(scores[below], scores[above], side) for side in ("left", "right")
+    )
     drawn = weights[:, above]
     pairs = np.einsum("rp,rp->r", drawn, passed[:, first])
     pairs += np.einsum("rp,rp->r", drawn, passed[:, last])
@@ -184,19 +186,32 @@ def evaluate(
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     _check(labels, probabilities, classes, groups)
-    n = len(labels)
-    once = np.ones([1, n])
+    once = np.ones([1, len(labels)])
     value = _all(labels, probabilities, once)
     drawn = [_all(labels, probabilities, w) for w in _draws(groups, resamples, seed)]
     spread = {name: _interval(np.concatenate([d[name] for d in drawn])) for name in value}
+    table = confusion_matrix(labels, probabilities, once)[0].astype(int)
+    return _result(value, spread, table, classes) | {
+        "classes": list(classes),
+        "confusion_matrix": table.tolist(),
+        "n": len(labels),
+        "groups": len(np.unique(groups)),
+        "resamples": resamples,
+    }
 
-    def entry(name: str, rests_on: Any = n, k: int | None = None) -> dict[str, Any]:
-        at = () if k is None else (k,)
-        numbers = (value[name][(0, *at)], spread[name][0][at], spread[name][1][at])
-        finite = dict(zip(("value", "low", "high"), map(_number, numbers), strict=True))
-        return {**finite, "n": int(rests_on)}
 
-    table = confusion_matrix(labels, probabilities, once)[0]
+def _result(
+    value: dict[str, np.ndarray],
+    spread: dict[str, np.ndarray],
+    table: np.ndarray,
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    n = table.sum()
+
+    def entry(name: str, rests_on: int = n, at: tuple[int, ...] = ()) -> dict[str, Any]:
+        low, high = (_number(bound[at]) for bound in spread[name])
+        return {"value": _number(value[name][0, *at]), "low": low, "high": high, "n": int(rests_on)}
+
     support, predicted = table.sum(axis=1), table.sum(axis=0)
     denominators = {
         "precision": predicted,
@@ -206,15 +221,13 @@ def evaluate(
     }
     result: dict[str, Any] = {name: entry(name) for name in _HEADLINES}
     result["per_class"] = {
-        c: {m: entry(f"per_class.{m}", count[k], k) for m, count in denominators.items()}
+        c: {m: entry(f"per_class.{m}", of[k], (k,)) for m, of in denominators.items()}
         | {"support": int(support[k])}
         for k, c in enumerate(classes)
     }
     for average in ("macro_average", "weighted_average"):
         result[average] = {m: entry(f"{average}.{m}") for m in ("precision", "recall", "f1")}
-    result["classes"] = list(classes)
-    result["confusion_matrix"] = table.astype(int).tolist()
-    return result | {"n": n, "groups": len(np.unique(groups)), "resamples": resamples}
+    return result
 
 
 def _check(labels, probabilities, classes, groups):
@@ -242,7 +255,7 @@ def _all(
 
 
 def _draws(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Weights of the resamples, float64 [r, N] at a time; each draws as many groups as there are."""
+    """Weights of the resamples, float64 [r, N] at a time; each draws as many groups as exist."""
     names, member = np.unique(groups, return_inverse=True)
     count = len(names)
     rng = np.random.default_rng(seed)
@@ -254,15 +267,15 @@ def _draws(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray
         yield times.astype(np.float64)[:, member]
 
 
-def _interval(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _interval(drawn: np.ndarray) -> np.ndarray:
     """Percentiles 2.5 and 97.5 over axis 0, NaN left out; NaN where nothing remains."""
-    low, high = np.full([2, *drawn.shape[1:]], np.nan)
+    bounds = np.full([2, *drawn.shape[1:]], np.nan)
     for at in np.ndindex(drawn.shape[1:]):
-        finite = drawn[(slice(None), *at)]
-        finite = finite[~np.isnan(finite)]
-        if len(finite):
-            low[at], high[at] = np.percentile(finite, [2.5, 97.5])
-    return low, high
+        known = drawn[(slice(None), *at)]
+        known = known[~np.isnan(known)]
+        if len(known):
+            bounds[(slice(None), *at)] = np.percentile(known, [2.5, 97.5])
+    return bounds
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

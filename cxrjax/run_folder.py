@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 from cxrjax import config as config_lib
 from cxrjax import log
 from cxrjax.config import Config

@@ -19,7 +19,7 @@ _DROPOUT_STREAM = 2**31 - 1  # no epoch has this number, so augmentation never s
 class TrainState(NamedTuple):
     """All that changes while training: plain nested dicts of arrays."""
 
-    params: optim.Params  # trainable
+    params: Any  # trainable
     frozen: optim.Params  # no gradient, no optimizer memory
     batch_stats: dict[str, Any]
     opt_state: optax.OptState

@@ -117,20 +117,9 @@ def test_batch_norm_trains_as_keras_does(shape):
     np.testing.assert_allclose(layer.var[...], original.moving_variance, rtol=1e-5)
 
 
-def test_batch_norm_ignores_padding():
-    x = np.random.default_rng(0).normal(size=(6, 4, 4, 3)).astype(np.float32)
-    padded = np.concatenate([x, np.full((2, 4, 4, 3), 1e3, np.float32)])
-    whole, masked = BatchNorm(3), BatchNorm(3)
-    y = whole(x, train=True)
-    z = masked(jnp.asarray(padded), train=True, mask=jnp.arange(8) < 6)
-    np.testing.assert_allclose(z[:6], y, atol=1e-5)
-    np.testing.assert_allclose(masked.var[...], whole.var[...], rtol=1e-5)
-
-
 def test_batch_norm_keeps_its_precision_far_from_zero():
     x = (1e4 + np.random.default_rng(0).normal(size=(64, 3))).astype(np.float32)
-    layer = BatchNorm(3)
-    layer.mean.set_value(jnp.full(3, 1e4))
+    layer = BatchNorm(3, epsilon=0)
     assert layer(x, train=True).std() == pytest.approx(1, abs=0.01)
 
 

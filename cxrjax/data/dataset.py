@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from cxrjax.config import Config
 from cxrjax.data import duplicates, splits
 from cxrjax.data.folder import open_folder
 from cxrjax.data.phantom import PhantomSource
@@ -46,7 +46,7 @@ class Dataset:
         return self.store.classes
 
 
-def prepare(config: ConfigDict) -> Dataset:
+def prepare(config: Config) -> Dataset:
     """Opens, decodes (once, then cached), divides and audits the data set of a configuration.
 
     Args:

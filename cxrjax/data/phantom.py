@@ -1,4 +1,4 @@
-"""Procedural chest radiographs with known lungs, lesions and planted faults; nothing to download."""
+"""Procedural chest radiographs with known lungs, known lesions and planted faults."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import hashlib
 import json
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
 from cxrjax import log
 from cxrjax.data import phantom_texture as texture
-from cxrjax.data.phantom_anatomy import Anatomy, Chest, attenuation, draw_anatomy, step
+from cxrjax.data.phantom_anatomy import Chest, attenuation, step
 from cxrjax.data.phantom_lesions import CLASSES, draw_lesion
+from cxrjax.data.phantom_patient import changed, draw_anatomy
 from cxrjax.data.sources import Record
 from cxrjax.errors import UserError, writing
 
@@ -57,7 +59,7 @@ class PhantomSource:
         Args:
           count: images, as many of each class as the number allows.
           seed: not negative.
-          marker: probability that an image bears a burnt-in tag whose letter and corner tell its
+          marker: probability that an image bears a burnt-in tag whose letter and place tell its
             true class; the other images bear none.
           duplicates: fraction of images that are near-copies (another exposure, noise and up to
             1.5 degrees) of another image, under a name and patient of their own.
@@ -143,20 +145,20 @@ class PhantomSource:
         return _as_mask(lesion.mask() & chest.lung_mask(), rendering // size)
 
     def _rng(self, stream: int, i: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self._seed, (stream << 48) | i]))
+        return np.random.Generator(np.random.Philox(key=[self._seed, (stream << 48) | int(i)]))
 
     def _class(self, i: int) -> str:
         return CLASSES[self.true_labels[i]]
 
-    def _anatomy(self, i: int) -> tuple[Anatomy, int]:
+    def _anatomy(self, i: int) -> tuple[SimpleNamespace, int]:
         """The patient as seen on film `i`, and the number of the original film."""
         copied = int(self.duplicate_of[i])
         original = copied if copied >= 0 else i
         anatomy = draw_anatomy(self._rng(_PATIENT, original))
         if copied >= 0:
             turn, brighter, harder = self._rng(_COPY, i).uniform(-1, 1, 3)
-            anatomy = anatomy.changed(
-                degrees=1.5 * turn, speed=0.03 * brighter, latitude=0.02 * harder
+            anatomy = changed(
+                anatomy, degrees=1.5 * turn, speed=0.03 * brighter, latitude=0.02 * harder
             )
         return anatomy, original
 
@@ -252,7 +254,7 @@ def _add_wires(chest: Chest, rng: np.random.Generator, field: np.ndarray) -> Non
         field += step(np.float32(0.009) - wire, 0.008) * np.float32(0.22)
 
 
-def _expose(field: np.ndarray, a: Anatomy, rng: np.random.Generator, by: int) -> np.ndarray:
+def _expose(field: np.ndarray, a: SimpleNamespace, rng: np.random.Generator, by: int) -> np.ndarray:
     """Attenuation to grey, uint8: film grain, then a film's characteristic curve.
 
     The curve is a logistic function of attenuation (Hurter and Driffield) between a black and a
@@ -285,13 +287,14 @@ def _curve(speed: float, latitude: float, black: float, white: float) -> np.ndar
 
 
 def _burn_in(film: np.ndarray, kind: str) -> None:
-    """Draws the tag of a class into an upper corner, in place: black plate, white letter."""
+    """Draws the tag of a class, in place: black plate, white letter, at a place of its own."""
     size = len(film)
-    bits = np.array([[row >> (4 - k) & 1 for k in range(5)] for row in _LETTERS[kind]])
-    plate = np.pad(bits, 1)
+    rows = _LETTERS[kind]
+    plate = np.pad(np.array([[row >> (4 - k) & 1 for k in range(5)] for row in rows]), 1)
     height = max(5, round(_MARKER_HEIGHT * size))
     width = max(4, round(height * plate.shape[1] / plate.shape[0]))
-    tag = Image.fromarray((plate * 255).astype(np.uint8)).resize((width, height), 4)
-    top, edge = round(0.04 * size), round(0.04 * size)
-    left = edge if CLASSES.index(kind) % 2 else size - edge - width
+    tag = Image.fromarray((plate * 255).astype(np.uint8)).resize((width, height))
+    low, right = divmod(CLASSES.index(kind), 2)
+    top, edge = round((0.04 + 0.14 * low) * size), round(0.04 * size)
+    left = size - edge - width if right else edge
     film[top : top + height, left : left + width] = np.asarray(tag)

@@ -1,117 +1,19 @@
-"""Healthy procedural chests: anatomy drawn from ranges, rendered as X-ray attenuation."""
+"""Healthy procedural chests, rendered as X-ray attenuation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 
 from cxrjax.data import phantom_texture as texture
 
-# Body coordinates: x from -1 (the patient's right) to 1, y from -1 (neck) to 1 (abdomen), origin
-# in the mid-chest; the film shows about [-1, 1] squared. Lengths are half sides of the film.
-# name: adult (low, high), child (low, high), both uniform.
-_RANGES: dict[str, tuple[float, float, float, float]] = {
-    "shift_x": (-0.07, 0.07, -0.06, 0.06),
-    "shift_y": (-0.02, 0.14, 0.06, 0.22),
-    "degrees": (-4.0, 4.0, -6.0, 6.0),
-    "scale_x": (0.92, 1.16, 0.80, 1.02),
-    "scale_y": (0.92, 1.12, 0.86, 1.04),
-    "lung_width": (0.68, 0.79, 0.68, 0.82),
-    "lung_asymmetry": (-0.07, 0.07, -0.10, 0.10),
-    "apex": (-0.8, -0.7, -0.68, -0.58),
-    "roundness": (1.95, 2.6, 2.0, 2.6),
-    "dome": (0.28, 0.56, 0.34, 0.52),
-    "dome_difference": (0.00, 0.10, -0.02, 0.06),
-    "dome_depth": (0.16, 0.30, 0.10, 0.20),
-    "lucency": (0.58, 0.74, 0.58, 0.72),
-    "heart_left": (0.22, 0.42, 0.2, 0.36),
-    "heart_right": (0.05, 0.15, 0.05, 0.16),
-    "heart_density": (0.3, 0.52, 0.26, 0.44),
-    "mediastinum": (0.115, 0.165, 0.13, 0.21),
-    "aortic_knob": (0.01, 0.085, 0.0, 0.02),
-    "trachea": (0.12, 0.3, 0.1, 0.26),
-    "trachea_x": (-0.025, 0.015, -0.03, 0.02),
-    "spine": (0.04, 0.13, 0.16, 0.3),
-    "vertebra": (0.115, 0.135, 0.105, 0.125),
-    "rib_density": (0.1, 0.23, 0.17, 0.3),
-    "rib_spacing": (0.138, 0.162, 0.128, 0.150),
-    "rib_offset": (0.0, 1.0, 0.0, 1.0),
-    "rib_slope": (0.18, 0.32, 0.08, 0.20),
-    "rib_arch": (0.10, 0.20, 0.12, 0.22),
-    "anterior_slope": (0.26, 0.46, 0.18, 0.34),
-    "anterior_density": (0.22, 0.55, 0.18, 0.45),
-    "clavicle_y": (-0.6, -0.46, -0.58, -0.48),
-    "clavicle_tilt": (0.12, 0.36, 0.0, 0.3),
-    "clavicle_bend": (0.02, 0.07, 0.01, 0.06),
-    "clavicle_density": (0.14, 0.3, 0.18, 0.32),
-    "scapula_x": (0.66, 0.90, 0.72, 0.92),
-    "scapula_density": (0.03, 0.14, 0.02, 0.10),
-    "humerus": (0.05, 0.20, 0.05, 0.2),
-    "body_width": (0.98, 1.2, 0.84, 0.98),
-    "neck": (0.22, 0.34, 0.26, 0.40),
-    "chest_wall": (0.58, 0.82, 0.5, 0.7),
-    "abdomen": (0.30, 0.65, 0.15, 0.45),
-    "gas_x": (0.22, 0.46, 0.20, 0.42),
-    "gas_depth": (0.10, 0.22, 0.10, 0.24),
-    "gas_radius": (0.05, 0.15, 0.05, 0.16),
-    "gas": (-0.45, 0.40, -0.2, 0.45),  # below 0: none
-    "breast": (-0.30, 0.24, -1.0, -0.5),  # below 0: none
-    "breast_y": (0.22, 0.46, 0.3, 0.4),
-    "breast_radius": (0.24, 0.38, 0.3, 0.4),
-    "vessels": (0.16, 0.38, 0.12, 0.34),
-    "hilum": (0.03, 0.16, 0.03, 0.15),
-    "vessel_scale": (0.9, 1.15, 0.9, 1.2),
-    "haze": (0.01, 0.055, 0.01, 0.055),
-    "tilt_x": (-0.10, 0.10, -0.06, 0.06),
-    "latitude": (0.26, 0.42, 0.26, 0.4),
-    "speed": (0.38, 0.68, 0.36, 0.64),
-    "black": (-0.04, 0.14, -0.02, 0.08),
-    "white": (0.86, 1.04, 0.90, 1.06),
-    "grain": (0.006, 0.03, 0.006, 0.03),
-    "wires": (-4.0, 1.5, -5.0, 1.3),  # rounded up: number of cables across the film
-    "head": (-1.2, 0.1, -0.2, 0.16),
-    "border": (-5.0, 1.0, -5.0, 1.0),  # above 0: an unexposed frame around the film
-    "scoliosis": (-0.03, 0.03, -0.04, 0.04),
-}
-_CHILDREN = 0.25
 _PER_UNIT = 320  # table entries per unit of length, for films up to 256 pixels
 _REACH = 1.7  # tables span -_REACH to _REACH; no pixel of any pose lies outside
 
 
-Part = tuple[slice, slice]
+Part = tuple[slice, slice]  # rows and columns of a film
 _WHOLE: Part = (slice(None), slice(None))
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """Everything about one patient and exposure, in body coordinates."""
-
-    child: bool
-    values: dict[str, float]
-
-    def __getattr__(self, name: str) -> float:
-        try:
-            return self.values[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def changed(self, **by: float) -> Anatomy:
-        """The same patient with some values shifted by the given amounts."""
-        shifted = {name: self.values[name] + amount for name, amount in by.items()}
-        return replace(self, values=self.values | shifted)
-
-
-def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    """One patient: every value independent of every class."""
-    child = bool(rng.random() < _CHILDREN)
-    drawn = rng.random(len(_RANGES))
-    columns = (2, 3) if child else (0, 1)
-    values = {
-        name: bounds[columns[0]] + (bounds[columns[1]] - bounds[columns[0]]) * float(share)
-        for (name, bounds), share in zip(_RANGES.items(), drawn, strict=True)
-    }
-    return Anatomy(child, values)
 
 
 class Chest:
@@ -122,7 +24,7 @@ class Chest:
     air: float32 [size, size], depth of lung in the beam, 0 to 1.
     """
 
-    def __init__(self, anatomy: Anatomy, size: int):
+    def __init__(self, anatomy: SimpleNamespace, size: int):
         a = self.anatomy = anatomy
         self.size = size
         self.per_unit = _PER_UNIT * max(1, round(size / 256))
@@ -229,7 +131,8 @@ def attenuation(chest: Chest, vessels: np.ndarray, rng: np.random.Generator) -> 
     """float32 [size, size]: what the healthy chest takes from the beam, about 0 (air) to 2."""
     a, grid = chest.anatomy, chest.grid
     below = step(chest.beneath, 0.035)
-    field = _soft_tissue(chest, rng)
+    body = _body(chest)
+    field = _soft_tissue(chest, body, rng)
     lung = chest.air * np.float32(a.lucency)
     # Density that no class explains: uneven lungs, veins and arteries.
     lung *= texture.smooth_field(rng, 7, chest.size) * np.float32(a.haze) + np.float32(1)
@@ -251,13 +154,14 @@ def attenuation(chest: Chest, vessels: np.ndarray, rng: np.random.Generator) -> 
         gas = 1 - (dx * dx * 0.5 + dy * dy) * np.float32(1 / a.gas_radius**2)
         gas += texture.smooth_field(rng, 9, chest.size) * np.float32(0.35)
         abdomen -= below * step(gas, 0.9) * np.float32(a.gas)
-    field += abdomen * chest.body
+    abdomen *= body
+    field += abdomen
     _add_shoulders(chest, field)
     return field
 
 
-def _soft_tissue(chest: Chest, rng: np.random.Generator) -> np.ndarray:
-    """Skin to skin, with arms, neck, breasts, and the jaw of a child held upright."""
+def _body(chest: Chest) -> np.ndarray:
+    """Neck, shoulders and trunk: depth in the beam, 0 outside to 1."""
     a, grid = chest.anatomy, chest.grid
     shoulder = np.clip((grid + 1.02) / 0.36, 0, 1)
     width = a.neck + (1.35 - a.neck) * shoulder**1.7
@@ -269,8 +173,12 @@ def _soft_tissue(chest: Chest, rng: np.random.Generator) -> np.ndarray:
     q *= q
     np.subtract(1, q, out=q)
     np.clip(q, 0, 1, out=q)
-    body = np.sqrt(q)
-    chest.body = body
+    return np.sqrt(q, out=q)
+
+
+def _soft_tissue(chest: Chest, body: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Skin to skin, with breasts, and the jaw of a child held upright."""
+    a, grid = chest.anatomy, chest.grid
     bulk = a.chest_wall * (0.86 + 0.22 * np.clip((grid + 0.5) / 1.2, 0, 1))
     # The back is thicker than the flanks.
     field = body * chest.along_y(bulk)
@@ -369,7 +277,7 @@ def _add_spine(chest: Chest, field: np.ndarray) -> None:
     a, grid = chest.anatomy, chest.grid
     part = chest.strip(-0.13, 0.13)
     across = np.abs(grid)
-    bodies = np.clip((0.12 - across) / 0.06, 0, 1) * (0.8 + 0.2 * np.clip(across / 0.08, 0, 1) ** 4)
+    bodies = np.exp(-((across / 0.10) ** 4))
     turns = grid / a.vertebra
     period = turns - np.floor(turns)
     discs = 1 - 0.42 * np.clip(1 - np.abs(period - 0.5) / 0.13, 0, 1)
@@ -394,9 +302,15 @@ def _add_shoulders(chest: Chest, field: np.ndarray) -> None:
     across = np.abs(grid)
     wave = a.clavicle_bend * np.sin((across - 0.1) * 7.0)
     line = a.clavicle_y - a.clavicle_tilt * (across - 0.08) - wave
-    thick = 0.036 + 0.024 * np.exp(-(((across - 0.10) / 0.08) ** 2)) + 0.02 * np.clip(across - 0.4, 0, 1)
+    thick = (
+        0.036
+        + 0.024 * np.exp(-(((across - 0.10) / 0.08) ** 2))
+        + 0.02 * np.clip(across - 0.4, 0, 1)
+    )
     shown = np.clip((across - 0.055) / 0.03, 0, 1) * np.clip((0.80 - across) / 0.1, 0, 1)
-    part = chest.band(float(line[across < 0.85].min()) - 0.06, float(line[across < 0.85].max()) + 0.06)
+    part = chest.band(
+        float(line[across < 0.85].min()) - 0.06, float(line[across < 0.85].max()) + 0.06
+    )
     bone = chest.y[part] - chest.along_x(line, part)
     bone *= chest.along_x(1 / thick, part)
     bone *= bone

@@ -50,11 +50,7 @@ def make_splits(
     """
     labels, groups = np.asarray(labels), np.asarray(groups)
     parts = np.array([part or "train" for part in given_split], dtype=object)
-    if not (parts == "train").any():
-        raise UserError(
-            f"the data are divided into {' and '.join(sorted(set(parts)))}, without a train part; "
-            "add one, or put all images outside such folders to have them divided here."
-        )
+    _check_training_part(parts)
     kinds = {k: classes[k] if len(classes) else str(k) for k in map(int, np.unique(labels))}
     wanted = _per_class(draw, len(kinds)) if len(draw) else None
     fractions = {"test": test_fraction, "validation": validation_fraction}
@@ -180,6 +176,14 @@ def _mixed_groups(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
     np.minimum.at(low, group, labels)
     np.maximum.at(high, group, labels)
     return (low != high)[group]
+
+
+def _check_training_part(parts: np.ndarray) -> None:
+    if not (parts == "train").any():
+        raise UserError(
+            f"the data are divided into {' and '.join(sorted(set(parts)))}, without a train part; "
+            "add one, or put all images outside such folders to have them divided here."
+        )
 
 
 def _check_every_class(splits: Splits, labels: np.ndarray, kinds: Mapping[int, str]) -> None:

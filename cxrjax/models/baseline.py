@@ -40,14 +40,12 @@ class Baseline(nnx.Module):
         x: jax.Array,
         *,
         train_layers: frozenset[str] = frozenset(),
-        mask: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Output of every block by the name of its last layer, in order; the last are the features.
 
         Args:
           x: float [B, H, W, channels], normalised; sides of 8 pixels or more.
           train_layers: batch-norm layers named here use, and move, batch statistics.
-          mask: bool [B], the real examples among padding; None: all.
         Returns:
           "relu1" [B, H/2, W/2, f], ... "relu4" [B, H/8, W/8, 4f].
         """
@@ -57,6 +55,6 @@ class Baseline(nnx.Module):
             if block < len(_WIDTHS):
                 x = max_pool(x)
             name = f"bn{block}"
-            x = getattr(self, name)(x, train=name in train_layers, mask=mask)
+            x = getattr(self, name)(x, train=name in train_layers)
             maps[f"relu{block}"] = x = jax.nn.relu(x)
         return maps

@@ -29,17 +29,15 @@ class Classifier(nnx.Module):
         x: jax.Array,
         *,
         train_layers: frozenset[str] = frozenset(),
-        mask: jax.Array | None = None,
     ) -> jax.Array:
         """Last convolutional maps: float [B, H, W, C], normalised -> [B, h, w, F] in `self.dtype`.
 
         Args:
           train_layers: batch-norm layers named here use, and move, the statistics of the batch; all
             others use the stored ones.
-          mask: bool [B], the real examples among padding (for those statistics); None: all.
         """
         x = x.astype(self.dtype)
-        maps = self.backbone.stages(x, train_layers=train_layers, mask=mask)
+        maps = self.backbone.stages(x, train_layers=train_layers)
         return maps[next(reversed(maps))]
 
     def classify(
@@ -48,16 +46,14 @@ class Classifier(nnx.Module):
         *,
         train: bool = False,
         key: jax.Array | None = None,
-        mask: jax.Array | None = None,
     ) -> jax.Array:
         """Logits float32 [B, K] of maps [B, h, w, F]; K = 1 is the evidence for the second class.
 
         Args:
           train: dropout acts, and batch norm uses and moves batch statistics.
           key: random key of the dropout, needed when `train` and its rate is not 0.
-          mask: bool [B], the real examples among padding; None: all.
         """
-        return self.head(maps, train=train, key=key, mask=mask)
+        return self.head(maps, train=train, key=key)
 
 
 def build(

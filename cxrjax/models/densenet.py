@@ -56,21 +56,19 @@ class DenseNet121(nnx.Module):
         x: jax.Array,
         *,
         train_layers: frozenset[str] = frozenset(),
-        mask: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         """Output of stem, dense blocks and transitions by Keras layer name, in order.
 
         Args:
           x: float [B, H, W, 3], normalised by the `torch` convention; sides of 32 pixels or more.
           train_layers: batch-norm layers named here use, and move, batch statistics.
-          mask: bool [B], the real examples among padding; None: all.
         Returns:
           "conv1_relu", "pool1", "conv2_block1_concat", ..., "pool2_pool", ..., and last the
           features, "relu" [B, H/32, W/32, 1024].
         """
 
         def normalised(name: str, x: jax.Array) -> jax.Array:
-            return jax.nn.relu(getattr(self, name)(x, train=name in train_layers, mask=mask))
+            return jax.nn.relu(getattr(self, name)(x, train=name in train_layers))
 
         maps = {}
         x = self.conv1_conv(zero_pad(x, 3))

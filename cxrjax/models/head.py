@@ -35,18 +35,16 @@ class Head(nnx.Module):
         *,
         train: bool = False,
         key: jax.Array | None = None,
-        mask: jax.Array | None = None,
     ) -> jax.Array:
         """Maps [B, h, w, features] -> logits float32 [B, n_logits].
 
         Args:
           train: dropout acts and batch norm uses, and moves, batch statistics.
           key: random key of the dropout; needed when `train` and the rate is not 0.
-          mask: bool [B], the real examples among padding; None: all.
         """
         x = global_average_pool(maps)
         if self.has_batch_norm:
-            x = self.batch_norm(x, train=train, mask=mask)
+            x = self.batch_norm(x, train=train)
         if self.has_dense:
             x = jax.nn.relu(self.dense(x))
         if train and self.rate > 0:

@@ -84,20 +84,21 @@ class BatchNorm(nnx.Module):
         self.epsilon = epsilon
         self.momentum = momentum
 
-    def __call__(
-        self, x: jax.Array, *, train: bool = False, mask: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """[B, ..., n] -> the same shape and dtype.
 
         Args:
           train: normalise with the statistics of this batch and move the running ones; otherwise
             with the running ones.
-          mask: bool [B], the real examples, for `train`; padding takes no part in statistics.
         """
         dtype, x = x.dtype, x.astype(jnp.float32)
         mean, var = self.mean[...], self.var[...]
         if train:
-            mean, var = self._moments(x, mask)
+            # Two passes over x: E[x^2] - E[x]^2 in one pass costs a tenth less time here, and ten
+            # times the rounding error (5e-5 against 4e-6 over DenseNet's last 20 layers).
+            axes = tuple(range(x.ndim - 1))
+            mean = x.mean(axes)
+            var = jnp.square(x - _along(mean, x)).mean(axes)
             for running, batch in ((self.mean, mean), (self.var, var)):
                 moved = self.momentum * running[...] + (1 - self.momentum) * batch
                 # Not running[...] = moved, which would write into a numpy array of the caller.
@@ -105,20 +106,6 @@ class BatchNorm(nnx.Module):
         factor = self.scale[...] * lax.rsqrt(var + self.epsilon)
         y = (x - _along(mean, x)) * _along(factor, x) + _along(self.bias[...], x)
         return y.astype(dtype)
-
-    def _moments(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        # One pass over x. Subtracting the running mean first keeps E[x^2] - E[x]^2 from cancelling.
-        shift = lax.stop_gradient(self.mean[...])
-        x = x - _along(shift, x)
-        axes = tuple(range(x.ndim - 1))
-        if mask is None:
-            mean, square = x.mean(axes), jnp.square(x).mean(axes)
-        else:
-            weight = mask.astype(jnp.float32)
-            weight = weight / (weight.sum() * np.prod(x.shape[1:-1], dtype=np.float32))
-            weight = lax.broadcast_in_dim(weight, x.shape, (0,))
-            mean, square = (weight * x).sum(axes), (weight * jnp.square(x)).sum(axes)
-        return mean + shift, jnp.maximum(square - jnp.square(mean), 0.0)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
