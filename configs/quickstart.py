@@ -17,7 +17,7 @@ def get_config():
     config.augment.shift = 0.05
     config.augment.rotation = 5.0
     config.augment.zoom = 0.1
-    config.train.epochs = 15
+    config.train.epochs = 30
     config.train.optimizer = "adam"
     config.train.learning_rate = 1e-3
     config.train.patience = 5

@@ -258,8 +258,8 @@ def test_copies_are_of_originals_of_the_same_class(count, rate, seed):
 def test_copies_look_like_their_originals_and_are_not_identical():
     source = PhantomSource(120, seed=0, duplicates=0.3, marker=0.5)
     copies = np.flatnonzero(source.duplicate_of >= 0)
-    for i in copies[:10]:
-        original = source.duplicate_of[i]
+    for i in copies[:10].tolist():
+        original = int(source.duplicate_of[i])
         a, b = source.read(i, 64), source.read(original, 64)
         assert (a != b).mean() > 0.2 and source.marked[i] == source.marked[original]
         inner = (slice(6, -6), slice(6, -6))

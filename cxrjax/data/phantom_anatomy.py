@@ -11,7 +11,6 @@ from cxrjax.data import phantom_texture as texture
 _PER_UNIT = 320  # table entries per unit of length, for films up to 256 pixels
 _REACH = 1.7  # tables span -_REACH to _REACH; no pixel of any pose lies outside
 
-
 Part = tuple[slice, slice]  # rows and columns of a film
 _WHOLE: Part = (slice(None), slice(None))
 
@@ -19,8 +18,10 @@ _WHOLE: Part = (slice(None), slice(None))
 class Chest:
     """Coordinates and lungs of one patient on a film of `size` pixels a side.
 
-    x, y: float32 [size, size], body coordinates of the pixels; ax: |x|.
+    x, y: float32 [size, size], body coordinates of the pixels; ax: |x|, stretched on one side,
+        for lungs of unequal width.
     rib: float32 [size, size], 0 at the mid-line to 1 at the inner chest wall.
+    beneath: float32 [size, size], distance below the diaphragm, negative above.
     air: float32 [size, size], depth of lung in the beam, 0 to 1.
     """
 
@@ -41,9 +42,8 @@ class Chest:
         self.iy = self.index(self.y)
         self.x += self.along_y(a.scoliosis * np.sin(2.2 * self.grid))
         self.ix = self.index(self.x)
-        self.side = self.along_x(np.where(self.grid < 0, 1 + a.lung_asymmetry, 1))
         self.ax = np.abs(self.x)
-        self.ax *= self.side
+        self.ax *= self.along_x(np.where(self.grid < 0, 1 + a.lung_asymmetry, 1))
         self._lungs()
 
     def index(self, coordinate: np.ndarray) -> np.ndarray:
@@ -87,8 +87,8 @@ class Chest:
         outer += 0.06 * below
         inner = dome_x - (dome_x - 0.03) * (1 - up**7) ** (1 / 3)
         half = np.maximum((outer - inner) / 2, 0.02)
-        self.outer = outer
         self.rib = self.ax * self.along_y(1 / (outer * 1.03 + 0.25 * np.clip(up - 0.8, 0, 1)))
+        # How deep inside a lung: 1 in its middle line, 0 at its rim.
         q = self.ax - self.along_y((outer + inner) / 2)
         q *= self.along_y(1 / half)
         q *= q
@@ -106,7 +106,7 @@ class Chest:
         """y of the domes over x: falls to the ribs at the sides and a little to the middle."""
         a, grid = self.anatomy, self.grid
         level = a.dome + a.dome_difference * np.clip(grid / 0.4 + 0.5, 0, 1)
-        t = np.clip((np.abs(grid) / a.lung_width - 0.42) / 0.58, -1, 2.0)
+        t = np.clip((np.abs(grid) / a.lung_width - a.dome_x) / (1 - a.dome_x), -1, 2.0)
         fall = np.where(t > 0, a.dome_depth * np.abs(t) ** 2.6, 0.05 * t * t)
         return level + fall
 
@@ -208,6 +208,7 @@ def _ribs(chest: Chest) -> np.ndarray:
     slope = chest.along_y(a.rib_slope * (1 + 0.5 * grid))
     slope *= chest.rib
     spaced = chest.y - slope
+    spaced += chest.x * np.float32(a.rib_skew)
     spaced += bend * np.float32(a.rib_arch)
     phase = a.rib_offset * a.rib_spacing
     profile = _rib_profile(grid, a.rib_spacing, phase, 0.36)
@@ -297,20 +298,19 @@ def _add_spine(chest: Chest, field: np.ndarray) -> None:
 
 
 def _add_shoulders(chest: Chest, field: np.ndarray) -> None:
-    """Adds clavicles, scapulae and the heads of the humeri in place."""
+    """Adds clavicles, shoulder blades and the heads of the humeri in place."""
     a, grid = chest.anatomy, chest.grid
     across = np.abs(grid)
     wave = a.clavicle_bend * np.sin((across - 0.1) * 7.0)
-    line = a.clavicle_y - a.clavicle_tilt * (across - 0.08) - wave
+    line = a.clavicle_y - a.clavicle_tilt * (across - 0.08) - wave + a.clavicle_skew * grid
     thick = (
         0.036
         + 0.024 * np.exp(-(((across - 0.10) / 0.08) ** 2))
         + 0.02 * np.clip(across - 0.4, 0, 1)
     )
     shown = np.clip((across - 0.055) / 0.03, 0, 1) * np.clip((0.80 - across) / 0.1, 0, 1)
-    part = chest.band(
-        float(line[across < 0.85].min()) - 0.06, float(line[across < 0.85].max()) + 0.06
-    )
+    drawn = line[shown > 0]
+    part = chest.band(float(drawn.min()) - 0.08, float(drawn.max()) + 0.08)
     bone = chest.y[part] - chest.along_x(line, part)
     bone *= chest.along_x(1 / thick, part)
     bone *= bone
@@ -322,6 +322,12 @@ def _add_shoulders(chest: Chest, field: np.ndarray) -> None:
     bone *= rim
     bone *= chest.along_x(a.clavicle_density * shown, part)
     field[part] += bone
+    _add_scapulae(chest, field)
+
+
+def _add_scapulae(chest: Chest, field: np.ndarray) -> None:
+    """Adds shoulder blades and the heads of the humeri in place."""
+    a, grid = chest.anatomy, chest.grid
     part = chest.band(-0.80, 0.10)
     edge = a.scapula_x - 0.16 * (grid + 0.2) ** 2 - 0.12 * np.clip(-grid - 0.45, 0, 1)
     blade = np.abs(chest.x[part])

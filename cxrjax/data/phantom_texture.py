@@ -22,19 +22,36 @@ def smooth_field(rng: np.random.Generator, knots: int, size: int) -> np.ndarray:
 
     A quadratic B-spline surface over `knots` by `knots` spans; the same at every size.
     """
-    basis = _spline_basis(knots, size)
-    return basis @ rng.standard_normal((knots + 2, knots + 2), np.float32) @ basis.T
+    weights = rng.standard_normal((knots + 2, knots + 2), np.float32)
+    return _spline(np.ascontiguousarray(_spline(weights, knots, size).T), knots, size)
+
+
+def _spline(weights: np.ndarray, knots: int, size: int) -> np.ndarray:
+    """Spline curves along the first axis, [knots + 2, n] to [size, n].
+
+    Not a product with a matrix of the basis: a linear algebra library would start its threads for
+    it, which takes many times longer where other threads are at work.
+    """
+    first, basis = _spline_basis(knots, size)
+    curve = weights.take(first, axis=0)
+    curve *= basis[0]
+    for k in (1, 2):
+        term = weights.take(first + k, axis=0)
+        term *= basis[k]
+        curve += term
+    return curve
 
 
 @lru_cache(maxsize=64)
-def _spline_basis(knots: int, size: int) -> np.ndarray:
-    """Uniform quadratic B-splines at the pixel centres, float32 [size, knots + 2]."""
+def _spline_basis(knots: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """At each pixel: the first of its three uniform quadratic B-splines, intp [size], and their
+    values, float32 [3, size, 1]."""
     position = (np.arange(size) + 0.5) * (knots / size)
-    distance = np.abs(position[:, None] + 0.5 - np.arange(knots + 2)[None, :])
-    inner = 0.75 - distance**2
-    outer = 0.5 * np.clip(1.5 - distance, 0, None) ** 2
-    basis = np.where(distance < 0.5, inner, outer)
-    return (basis / 0.742).astype(np.float32)  # 0.742: root mean square of the weights' norm
+    first = position.astype(np.intp)
+    t = position - first
+    basis = np.stack([0.5 * (1 - t) ** 2, 0.5 + t * (1 - t), 0.5 * t**2])
+    # 0.742: root mean square norm of the three values, so that the field has unit variance.
+    return first, (basis / 0.742).astype(np.float32)[:, :, None]
 
 
 @lru_cache(maxsize=4)
