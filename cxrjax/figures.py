@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-
-# The object-oriented interface: pyplot keeps every figure alive and may want a display.
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; each has a marker of its own.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+from cxrjax.plotting import COLOURS, WIDTH, new_figure, save
+
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_RIGHT, _WRONG = _COLOURS[0], _COLOURS[1]
-_WIDTH = 7.2  # inches: a page's text width
-_DOTS = 160  # per inch
+_RIGHT, _WRONG = COLOURS[0], COLOURS[1]
 _COLUMNS, _ROWS = 4, 3  # of the grid of test images
 
 
@@ -34,7 +27,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) ->
       best_epoch: the one whose weights were kept.
       path: of the PNG, replaced in one step.
     """
-    figure = _figure(_WIDTH, 3.1)
+    figure = new_figure(3.1)
     loss, accuracy, recall = figure.subplots(1, 3)
     for k, split in enumerate(("train", "validation")):
         lines = [line for line in history if line["split"] == split]
@@ -66,7 +59,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) ->
     for axes in (accuracy, recall):
         axes.set_ylim(-0.02, 1.02)
     figure.suptitle(f"Dashed: epoch {best_epoch}, the lowest validation loss", fontsize=9)
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str, path: Path) -> None:
@@ -82,7 +75,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str, pat
     support = matrix.sum(axis=1, keepdims=True)
     share = matrix / np.maximum(support, 1)
     k = len(classes)
-    figure = _figure(2.6 + 0.95 * k, 1.7 + 0.8 * k)
+    figure = new_figure(1.7 + 0.8 * k, 2.6 + 0.95 * k)
     axes = figure.add_subplot()
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
@@ -108,7 +101,7 @@ def confusion_matrix(matrix: np.ndarray, classes: Sequence[str], title: str, pat
     axes.set_title(f"{title}, n = {matrix.sum():,}", fontsize=10)
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class")
     bar.ax.yaxis.set_major_formatter("{x:.0%}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def test_images(
@@ -136,7 +129,7 @@ def test_images(
     wrong, right = _sample(labels, predicted)
     chosen = [*wrong, *right]
     rows = max(1, math.ceil(len(chosen) / _COLUMNS))
-    figure = _figure(_WIDTH, 0.6 + rows * (_WIDTH / _COLUMNS + 0.55))
+    figure = new_figure(0.6 + rows * (WIDTH / _COLUMNS + 0.55))
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes in panels[len(chosen) :]:
         axes.axis("off")
@@ -156,7 +149,7 @@ def test_images(
         "second line of each: predicted class and its probability",
         fontsize=9,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _sample(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -201,27 +194,11 @@ def _line(
     axes.plot(
         epochs,
         [np.nan if value is None else value for value in values],
-        color=_COLOURS[k % len(_COLOURS)],
+        color=COLOURS[k % len(COLOURS)],
         marker=_MARKERS[k % len(_MARKERS)],
-        ls=("-", "--")[k // len(_COLOURS) % 2],
+        ls=("-", "--")[k // len(COLOURS) % 2],
         lw=1.3,
         ms=3.5,
         markevery=max(1, len(epochs) // 12),
         label=label.replace("_", " "),
     )
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """Replaces `path` in one step, so that a reader or a crash never sees half a picture."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=_DOTS)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

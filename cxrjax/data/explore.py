@@ -10,6 +10,7 @@ import numpy as np
 from cxrjax.data.dataset import Dataset, histograms, moments
 from cxrjax.data.splits import SPLITS
 from cxrjax.errors import writing
+from cxrjax.plotting import COLOURS, WIDTH, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,10 +18,6 @@ if TYPE_CHECKING:
 
 _BINS = 32  # of the intensity histograms: finer ones show a codec's unused grey levels as a comb
 _SAMPLES = 8  # images per class in the sample grid
-# Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
-_WIDTH = 7.2  # inches: a page's text width
-_DOTS = 160  # per inch
 
 
 def statistics(dataset: Dataset) -> dict[str, Any]:
@@ -78,7 +75,7 @@ def write_figures(dataset: Dataset, folder: Path) -> list[Path]:
     with writing(folder, "choose another --out"):
         folder.mkdir(parents=True, exist_ok=True)
         for name, figure in drawn.items():
-            figure.savefig(folder / name, dpi=_DOTS)
+            save(figure, folder / name)
     return [folder / name for name in drawn]
 
 
@@ -100,28 +97,18 @@ def _shares(histogram: np.ndarray) -> list[float]:
     return np.round(binned / max(binned.sum(), 1), 6).tolist()
 
 
-def _figure(height: float) -> Figure:
-    # The object-oriented interface: pyplot keeps every figure alive and may want a display.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _class_balance(report: dict[str, Any]) -> Figure:
     classes, splits = report["classes"], report["splits"]
-    figure = _figure(1.3 + 0.75 * len(classes))
+    figure = new_figure(1.3 + 0.75 * len(classes))
     axes = figure.add_subplot()
     for k, split in enumerate(SPLITS):
         counts = [splits[split]["classes"][name] for name in classes]
         rows = np.arange(len(classes)) + (k - 1) * 0.27
-        bars = axes.barh(rows, counts, 0.25, color=_COLOURS[k])
+        bars = axes.barh(rows, counts, 0.25, color=COLOURS[k])
         bars.set_label(f"{split} (n = {splits[split]['n']:,})")
         axes.bar_label(
             bars,
@@ -139,7 +126,7 @@ def _class_balance(report: dict[str, Any]) -> Figure:
 
 
 def _intensity(report: dict[str, Any]) -> Figure:
-    figure = _figure(3.4)
+    figure = new_figure(3.4)
     levels = (np.arange(_BINS) + 0.5) / _BINS
     panels = figure.subplots(1, len(SPLITS), sharex=True, sharey=True)
     for axes, split in zip(panels, SPLITS, strict=True):
@@ -149,9 +136,9 @@ def _intensity(report: dict[str, Any]) -> Figure:
             axes.plot(
                 levels,
                 density,
-                color=_COLOURS[k % len(_COLOURS)],
+                color=COLOURS[k % len(COLOURS)],
                 lw=1.3,
-                ls=("-", "--", ":")[k // len(_COLOURS) % 3],
+                ls=("-", "--", ":")[k // len(COLOURS) % 3],
                 label=name if split == "train" else None,
             )
         axes.set_title(
@@ -172,8 +159,8 @@ def _intensity(report: dict[str, Any]) -> Figure:
 def _samples(dataset: Dataset) -> Figure:
     """Images of the training split, evenly spaced over each class: no look at the test set."""
     rows = len(dataset.classes)
-    side = _WIDTH / _SAMPLES
-    figure = _figure(rows * (side + 0.22) + 0.1)
+    side = WIDTH / _SAMPLES
+    figure = new_figure(rows * (side + 0.22) + 0.1)
     strips = figure.subfigures(rows, 1, squeeze=False)[:, 0]
     train, labels = dataset.splits["train"], np.asarray(dataset.store.labels)
     for label, strip in enumerate(strips):
@@ -192,7 +179,7 @@ def _samples(dataset: Dataset) -> Figure:
 def _mean_images(dataset: Dataset) -> Figure:
     columns = min(4, len(dataset.classes))
     rows = -(-len(dataset.classes) // columns)
-    figure = _figure(rows * (_WIDTH / max(columns, 3) + 0.35))
+    figure = new_figure(rows * (WIDTH / max(columns, 3) + 0.35))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     train, labels = dataset.splits["train"], np.asarray(dataset.store.labels)
     shown = None
