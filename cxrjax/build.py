@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cxrjax import optim, step
+from cxrjax import optim, runtime, step
 from cxrjax.config import Config
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.resident import ResidentInput, fits
@@ -26,6 +27,22 @@ class Variables(NamedTuple):
     source: dict[str, Any] | None  # path, sha256 of the pretrained file
 
 
+def check(config: Config) -> Path | None:
+    """Checks what can be told of a network without data; returns its weight file, or None.
+
+    Raises:
+      UserError: for an unknown network, images too small for it, or weights that are not found.
+    """
+    spec = registry.spec(config.model.name)
+    if config.data.image_size < spec.smallest:
+        raise UserError(
+            f"config field data.image_size is {config.data.image_size}; {spec.name} needs at least "
+            f"{spec.smallest} pixels."
+        )
+    cache = runtime.cache_root(config.data.cache) / "weights"
+    return weights.find(spec, config.model.weights, cache)
+
+
 def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]:
     """The network with its weights, and the recipe its steps are compiled for."""
     spec = registry.spec(config.model.name)
@@ -38,7 +55,7 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
     )
     graphdef, params, batch_stats = classifier.split(model)
     source = None
-    if (path := weights.find(spec, config.model.weights)) is not None:
+    if (path := check(config)) is not None:
         tensors, source = weights.load_tensors(path)
         try:
             params, batch_stats = weights.assign(params, batch_stats, tensors)

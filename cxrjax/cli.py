@@ -67,7 +67,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Runs a command line; bad input becomes one sentence and exit code 2, a signal becomes 130."""
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return run(argv)
     except UserError as error:
@@ -80,11 +80,9 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         # The reader went away (`| head`): not an error of ours. Keep the exit quiet.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-if __name__ == "__main__":
-    sys.exit(main())

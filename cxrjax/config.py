@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import json
@@ -108,7 +109,10 @@ def load(path: str, overrides: dict[str, str] | None = None) -> Config:
     file = Path(path)
     if not file.is_file():
         raise UserError(f"config file {path} does not exist; see configs/ for those that do.")
-    config = from_json(file.read_text(), path) if file.suffix == ".json" else _run_file(file)
+    if file.suffix == ".json":
+        config = from_json(file.read_text(encoding="utf-8", errors="replace"), path)
+    else:
+        config = _run_file(file)
     for field, text in (overrides or {}).items():
         _override(config, field, text)
     validate(config)
@@ -155,7 +159,7 @@ def _run_file(file: Path) -> Config:
         config = module.get_config()
     except UserError:
         raise
-    except Exception as error:  # whatever a user's file raises is the user's to mend
+    except (Exception, SystemExit) as error:  # whatever a user's file raises is theirs to mend
         reason = " ".join(str(error).replace('\\"', '"').split())
         raise UserError(f"{file} cannot be read: {type(error).__name__}: {reason}") from error
     if not isinstance(config, ConfigDict):
@@ -179,13 +183,13 @@ def _override(config: Config, field: str, text: str) -> None:
     known = fields(config)
     if field not in known:
         _assign(config, field, text, f"--config.{field}")
-    if isinstance(known[field], str):
-        value: Any = text
-    else:
-        try:
+    value: Any = text
+    plain_list = field == "data.classes" and not text.startswith(("(", "["))
+    if isinstance(known[field], tuple) and (plain_list or not text):
+        value = tuple(name.strip() for name in text.split(",") if name.strip())
+    elif not isinstance(known[field], str):
+        with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
     _assign(config, field, value, f"--config.{field}={text}")
 
 
@@ -198,22 +202,23 @@ def _assign(config: Config, field: str, value: Any, where: str) -> None:
         ]
         hint = f"; did you mean {near[0]}?" if near else f"; the fields are {', '.join(known)}."
         raise UserError(f"{where}: there is no config field {field}{hint}")
-    expected = type(known[field])
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if expected is tuple and isinstance(value, (list, str)):
-        value = tuple(value) if isinstance(value, list) else tuple(value.split(","))
-    if type(value) is not expected:
-        kind = {"bool": "True or False", "int": "a whole number", "float": "a number"}
-        wanted = kind.get(
-            expected.__name__, "a list such as (1,2,3)" if expected is tuple else "text"
-        )
-        raise UserError(f"{where}: {field} must be {wanted}, not {value!r}.")
     section: Any = config
     *path, last = field.split(".")
     for name in path:
         section = section[name]
-    section[last] = value
+    section[last] = _typed(field, value, type(known[field]), where)
+
+
+def _typed(field: str, value: Any, expected: type, where: str) -> Any:
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if expected is tuple and isinstance(value, list):
+        value = tuple(value)
+    if type(value) is not expected:
+        kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+        wanted = kinds.get(expected, "a list such as (1,2,3)")
+        raise UserError(f"{where}: {field} must be {wanted}, not {value!r}.")
+    return value
 
 
 def validate(config: Config) -> None:
@@ -225,6 +230,8 @@ def validate(config: Config) -> None:
     unknown = set(fields(config)) ^ set(fields(default()))
     if unknown:
         raise UserError(f"config field {min(unknown)} is unknown or missing; use config.default().")
+    for field, value in fields(default()).items():
+        _typed(field, fields(config)[field], type(value), "config")
     for field, choices in {
         "data.name": DATA_SETS,
         "input.path": INPUT_PATHS,
@@ -242,7 +249,8 @@ def validate(config: Config) -> None:
         value = fields(config)[field]
         if not low <= value <= high:
             raise UserError(f"config field {field} is {value}; it must lie in [{low:g}, {high:g}].")
-    _validate_draw(config)
+    _validate_lists(config)
+    _validate_effect(config)
 
 
 _HUGE = 1e9
@@ -275,12 +283,27 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _validate_draw(config: Config) -> None:
+def _validate_effect(config: Config) -> None:
+    """A setting that would silently do nothing is a mistake."""
+    if config.model.head.l2 and not config.model.head.dense:
+        raise UserError(
+            "config field model.head.l2 acts on the head's dense layer and there is none; set "
+            "model.head.dense or leave l2 at 0."
+        )
+    if config.train.momentum and config.train.optimizer != "sgd":
+        raise UserError(
+            f"config field train.momentum is for sgd, not {config.train.optimizer}; leave it at 0."
+        )
+
+
+def _validate_lists(config: Config) -> None:
     draw = config.data.draw
     if draw and (len(draw) != 3 or not all(isinstance(n, int) and n > 0 for n in draw)):
         raise UserError(
             f"config field data.draw is {draw!r}; it must be empty or three counts "
             "(train, validation, test) such as (1600, 400, 200)."
         )
+    if not all(isinstance(name, str) for name in config.data.classes):
+        raise UserError(f"config field data.classes must hold names, not {config.data.classes!r}.")
     if len(set(config.data.classes)) != len(config.data.classes):
         raise UserError(f"config field data.classes names a class twice: {config.data.classes!r}.")

@@ -20,20 +20,12 @@ def writing(path: Path | str, remedy: str) -> Iterator[None]:
       path: where the body writes; named in the message.
       remedy: how the user can point the output elsewhere, e.g. "choose another --workdir".
     Raises:
-      UserError: when the body raises OSError for want of space or permission.
+      UserError: when the body raises OSError.
     """
     try:
         yield
     except OSError as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EACCES: "permission is denied",
-            errno.EROFS: "the file system is read-only",
-            errno.ENOTDIR: "a file is in the way",
-            errno.EEXIST: "a file is in the way",
-        }
-        reason = reasons.get(error.errno or 0)
-        if reason is None:
-            raise
-        raise UserError(f"cannot write to {path}: {reason}; free some room or {remedy}.") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = (error.strerror or str(error)).lower()
+        mend = f"free some room or {remedy}" if full else remedy
+        raise UserError(f"cannot write to {path}: {reason}; {mend}.") from error

@@ -122,8 +122,7 @@ def report(
 
 
 def _write_predictions(path: Path, dataset: Dataset, predictions: dict[str, Predictions]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with log.replacing(path, newline="", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "index", "name", "label", *dataset.classes])
         for split, (probabilities, _) in predictions.items():
@@ -131,4 +130,3 @@ def _write_predictions(path: Path, dataset: Dataset, predictions: dict[str, Pred
                 label = dataset.classes[dataset.store.labels[i]]
                 numbers = [f"{p:.7g}" for p in row]
                 writer.writerow([split, int(i), dataset.store.names[i], label, *numbers])
-    temporary.replace(path)

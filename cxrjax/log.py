@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -41,17 +42,32 @@ def say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces `path` in one step, so that a reader or a crash never sees half a file."""
-    temporary = path.with_name(path.name + ".tmp")
+@contextmanager
+def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
+    """A file to write that takes the place of `path` when the body ends without an exception.
+
+    A reader or a crash never sees half a file, and a failed write leaves the old one.
+
+    Args:
+      mode, options: as for `open`; text is UTF-8 unless they say otherwise.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    if "b" not in mode:
+        options = {"encoding": "utf-8", **options}
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, mode, **options) as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by a file of `text`, in one step."""
+    with replacing(path) as file:
+        file.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -18,7 +18,6 @@ from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset
 from cxrjax.errors import UserError
-from cxrjax.models import registry, weights
 from cxrjax.run_folder import RunFolder
 
 
@@ -42,9 +41,11 @@ class Training:
             "epochs_since_best": 0,
             "epoch_seconds": 0.0,
             "digest": data.digest,
+            "fingerprint": data.fingerprint,
             "input": self.contract(variables),
             "config": config.to_dict(),
         }
+        folder.keep_config(config)
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
 
     def contract(self, variables: build.Variables) -> dict[str, Any]:
@@ -67,7 +68,8 @@ class Training:
         if newest is None:
             return
         note = self.checkpoints.note(newest)
-        if note["digest"] != self.data.digest:
+        now = (self.data.digest, self.data.fingerprint)
+        if (note["digest"], note["fingerprint"]) != now:
             raise UserError(
                 f"{self.folder.path} was trained on other data or another split than the one found "
                 "now; point --config.data.dir at the original data or choose another --workdir."
@@ -76,7 +78,8 @@ class Training:
         self.note = note | {
             "best_loss": math.inf if note["best_loss"] is None else note["best_loss"]
         }
-        log.say(f"resumed after step {newest}, epoch {len(note['history']) // 2}")
+        self.folder.write_history(note["history"])
+        log.say(f"resumed after step {int(self.state.step)}, epoch {len(note['history']) // 2}")
 
     def save(self, *, wait: bool = False) -> None:
         """Starts a checkpoint of the state, the best weights so far and the history."""
@@ -96,6 +99,7 @@ class Training:
                 epoch = len(self.note["history"]) // 2
                 train = self._train_epoch(epoch, stop)
                 validation = self._validate(epoch)
+                self._check_finite(validation["loss"], epoch)
                 self.note["history"] += [train, validation]
                 self.note["epoch_seconds"] = 0.0
                 self._keep_best(validation["loss"], epoch + 1)
@@ -106,10 +110,11 @@ class Training:
                     self.save()
                 self.folder.write_history(self.note["history"])
                 log.say(_epoch_line(train, validation, config.epochs))
-                if stop.requested and not self.note["finished"]:
+                if stop.requested:
                     self._interrupt()
 
     def _interrupt(self) -> NoReturn:
+        log.say("stopping")
         self.checkpoints.wait()
         raise KeyboardInterrupt(
             f"the state is saved in {self.folder.path}; run the same command to resume."
@@ -188,7 +193,7 @@ class Training:
         else:
             self.note["epochs_since_best"] += 1
 
-    def _check_finite(self, loss: jax.Array, epoch: int) -> None:
+    def _check_finite(self, loss: jax.Array | float, epoch: int) -> None:
         if not math.isfinite(float(jax.device_get(loss))):
             raise UserError(
                 f"training diverged in epoch {epoch + 1} (the loss is not finite); lower "
@@ -210,14 +215,21 @@ def train_and_evaluate(config: Config, workdir: Path) -> tuple[dict[str, Any], b
     try:
         if (result := folder.result()) is not None:
             return result, True
-        # A misspelt network or missing weights are told before the data are decoded.
-        weights.find(registry.spec(config.model.name), config.model.weights)
+        build.check(config)  # a misspelt network is told before the data are decoded
         training = Training(config, dataset.prepare(config), folder)
         with contextlib.closing(training.checkpoints):
             training.resume()
             training.fit()
             training.checkpoints.wait()
             return _finish(training), False
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device has too little memory for batches of {config.train.batch_size}; lower "
+            "--config.train.batch_size and --config.eval.batch_size, or set "
+            "--config.input.path=tfdata."
+        ) from error
     finally:
         folder.close()
 
@@ -280,8 +292,7 @@ class _StopSignals:
     def _request(self, number: int, frame: object) -> None:
         if self.requested:
             raise KeyboardInterrupt
-        self.requested = True
-        log.say("stopping after this step; a second signal stops at once without saving")
+        self.requested = True  # nothing else: a handler may interrupt a print half-way
 
 
 def _epoch_line(train: dict[str, Any], validation: dict[str, Any], epochs: int) -> str:

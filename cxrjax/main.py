@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,11 +48,13 @@ def _run(argv: Sequence[str]) -> int:
     from cxrjax import config as config_lib
 
     config = config_lib.load(arguments.config or str(workdir / "config.json"), overrides)
+    place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
+    if config.data.name != "phantom" and place:
+        config.data.dir = str(Path(place).expanduser().absolute())  # resuming needs no variable
 
     from cxrjax import log, runtime
-    from cxrjax.data.store import cache_root
 
-    runtime.start(cache_root(config.data.cache) / "compiled")
+    runtime.start(runtime.cache_root(config.data.cache) / "compiled")
     from cxrjax.loop import train_and_evaluate
 
     result, was_finished = train_and_evaluate(config, workdir)
@@ -64,21 +67,42 @@ def _run(argv: Sequence[str]) -> int:
 def summary(result: dict, workdir: Path) -> str:
     """The lines printed at the end: figures with intervals, and the reasons to doubt them."""
 
-    def interval(metric: dict) -> str:
-        if metric["value"] is None:
-            return "undefined"
-        return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
-
     lines = [f"{result['model']}, best epoch {result['best_epoch']} of {result['epochs']}"]
     for split in ("validation", "test"):
         part = result[split]
         lines.append(
-            f"{split:10} n={part['accuracy']['n']}: accuracy {interval(part['accuracy'])}, "
-            f"macro F1 {interval(part['macro_f1'])}, AUROC {interval(part['auroc'])} (95 %)"
+            f"{split:10} n={part['accuracy']['n']}: accuracy {_interval(part['accuracy'])}, "
+            f"macro F1 {_interval(part['macro_f1'])}, AUROC {_interval(part['auroc'])} (95 %)"
         )
+    lines += _per_class(result["test"])
     lines += [f"audit      {finding}" for finding in result["audit"]["summary"]]
     lines.append(f"test split read {result['test_looks']} time(s) so far; results in {workdir}")
     return "\n".join(lines)
+
+
+def _per_class(part: dict) -> list[str]:
+    """Table of the test split: precision, recall with interval, F1, support, confusion matrix."""
+    classes = part["classes"]
+    width = max(map(len, classes))
+    lines = [f"{'':{width}} precision  recall                F1     support  predicted as"]
+    for name, row in zip(classes, part["confusion_matrix"], strict=True):
+        scores = part["per_class"][name]
+        precision, recall, f1 = (scores[key] for key in ("precision", "recall", "f1"))
+        lines.append(
+            f"{name:{width}} {_plain(precision):9}  {_interval(recall):20}  {_plain(f1):5}  "
+            f"{scores['support']:7}  {' '.join(f'{count:5}' for count in row)}"
+        )
+    return lines
+
+
+def _plain(metric: dict) -> str:
+    return "-" if metric["value"] is None else f"{metric['value']:.3f}"
+
+
+def _interval(metric: dict) -> str:
+    if metric["value"] is None:
+        return "undefined"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
 
 
 if __name__ == "__main__":

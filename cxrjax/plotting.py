@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cxrjax import log
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,10 +30,6 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Replaces `path` in one step, so that a reader or a crash never sees half a picture."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=_DOTS)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Replaces `path` by a PNG, in one step."""
+    with log.replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=_DOTS)

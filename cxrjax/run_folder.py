@@ -12,6 +12,7 @@ from cxrjax import log
 from cxrjax.config import Config
 from cxrjax.errors import UserError, writing
 
+_REMEDY = "choose another --workdir"
 # Where things lie may differ between machines; what they are is held by the data set's digest.
 _PLACES = ("data.dir", "data.cache")
 
@@ -28,7 +29,7 @@ class RunFolder:
         """
         self.path = path
         self._refuse_foreign(config)
-        with writing(path, "choose another --workdir"):
+        with writing(path, _REMEDY):
             path.mkdir(parents=True, exist_ok=True)
             self._lock = open(path / ".lock", "w")  # noqa: SIM115 - held as long as the run
             try:
@@ -37,8 +38,11 @@ class RunFolder:
                 raise UserError(
                     f"{path} is in use by another process; wait for it or choose another --workdir."
                 ) from None
-            if not self.config_file.exists():
-                log.write_text(self.config_file, config_lib.to_json(config))
+
+    def keep_config(self, config: Config) -> None:
+        """Writes config.json; called once the configuration has proved to work."""
+        with writing(self.path, _REMEDY):
+            log.write_text(self.config_file, config_lib.to_json(config))
 
     @property
     def config_file(self) -> Path:
@@ -56,16 +60,22 @@ class RunFolder:
         """The result of the finished run, or None."""
         if not self.result_file.exists():
             return None
-        return json.loads(self.result_file.read_text())
+        try:
+            return json.loads(self.result_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.result_file} cannot be read ({error}); delete it and run the same command "
+                "again: the evaluation is repeated."
+            ) from error
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Replaces metrics.jsonl, so that it never runs ahead of the checkpoint resumed from."""
-        with writing(self.path, "choose another --workdir"):
+        with writing(self.path, _REMEDY):
             log.write_text(self.path / "metrics.jsonl", "".join(map(log.json_line, history)))
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes result.json, which marks the run as finished."""
-        with writing(self.path, "choose another --workdir"):
+        with writing(self.path, _REMEDY):
             log.write_json(self.result_file, result)
 
     def close(self) -> None:
@@ -80,10 +90,10 @@ class RunFolder:
                     f"{self.path} is not a run folder and holds other files ({strangers[0]}); "
                     "choose another --workdir."
                 )
-        if not self.config_file.is_file():
-            return
-        where = str(self.config_file)
-        old = config_lib.fields(config_lib.from_json(self.config_file.read_text(), where))
+        begun = self.result_file.exists() or any(self.path.glob("checkpoints/[0-9]*"))
+        if not self.config_file.is_file() or not begun:
+            return  # nothing is lost by another configuration
+        old = config_lib.fields(config_lib.load(str(self.config_file)))
         new = config_lib.fields(config)
         changed = [f"{f} was {old[f]!r}, now {new[f]!r}" for f in new if old[f] != new[f]]
         changed = [text for text in changed if text.split(" ", 1)[0] not in _PLACES]

@@ -1,4 +1,4 @@
-"""What must be set before JAX starts: the CPU convolution back end and the compilation cache."""
+"""The machine: where caches lie, what must be set before JAX starts, what a run ran on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,16 @@ from pathlib import Path
 # An unknown flag aborts the process, so it is set only for releases known to have it.
 _EIGEN_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 _RELEASES_WITH_FLAG = ("0.10.2",)
+
+
+def cache_root(config_cache: str) -> Path:
+    """Where stores, downloaded weights and compiled programs are kept.
+
+    Args:
+      config_cache: `config.data.cache`; empty means $CXRJAX_CACHE, else ~/.cache/cxrjax.
+    """
+    named = config_cache or os.environ.get("CXRJAX_CACHE", "") or "~/.cache/cxrjax"
+    return Path(named).expanduser()
 
 
 def set_xla_flags() -> None:
@@ -48,7 +58,6 @@ def describe() -> dict[str, object]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     return {
-        "device": f"{len(jax.devices())} x {device.device_kind} ({device.platform}), "
-        f"{os.cpu_count()} CPU cores",
+        "device": f"{device.device_kind} ({device.platform}), {os.cpu_count()} CPU cores",
         "versions": versions,
     }

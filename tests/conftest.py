@@ -1,6 +1,7 @@
 """What every test runs under: strict rank promotion, no network, a cache folder of its own."""
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,28 @@ from cxrjax import runtime
 runtime.start()
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    """Only this machine can be reached; C++ code that opens sockets itself is not held back."""
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
+
+    def is_near(host):
+        return host in (None, "localhost", "::1") or str(host).startswith("127.")
+
+    def connect_near(self, address):
+        assert self.family == socket.AF_UNIX or is_near(address[0]), f"asked for {address}"
+        return connect(self, address)
+
+    def look_up_near(host, *arguments, **options):
+        assert is_near(host), f"the network was asked for {host}"
+        return look_up(host, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect_near)
+        patch.setattr(socket, "getaddrinfo", look_up_near)
+        yield
 
 
 @pytest.fixture(autouse=True)

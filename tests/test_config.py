@@ -81,14 +81,34 @@ def test_a_damaged_config_json_is_told(tmp_path, text):
         config.load(str(tmp_path / "config.json"))
 
 
-@given(st.lists(st.text(max_size=20), max_size=4))
-def test_leftover_arguments_parse_or_are_refused(arguments):
-    try:
-        overrides = cli.parse_overrides(arguments)
-    except UserError:
-        return
-    assert all(a.startswith("--config.") for a in arguments[:1])
-    assert len(overrides) <= len(arguments)
+FIELDS = st.sampled_from(["seed", "train.epochs", "data.dir", "no.such.field"])
+JOINED = st.tuples(FIELDS, st.text(max_size=8)).map(
+    lambda pair: (*pair, [f"--config.{pair[0]}={pair[1]}"])
+)
+APART = st.tuples(FIELDS, st.text(max_size=8).filter(lambda text: not text.startswith("--"))).map(
+    lambda pair: (*pair, [f"--config.{pair[0]}", pair[1]])
+)
+OVERRIDES = st.lists(JOINED | APART, max_size=4)
+NO_OVERRIDE = st.sampled_from(
+    ["--epochs=3", "train.epochs=3", "-x", "--", "", "--config", "--config.train.epochs"]
+)
+
+
+def arguments_of(pieces):
+    return [argument for *_, arguments in pieces for argument in arguments]
+
+
+@given(OVERRIDES)
+def test_overrides_parse_to_what_was_given(pieces):
+    wanted = {field: value for field, value, _ in pieces}  # the last of equal fields counts
+    assert cli.parse_overrides(arguments_of(pieces)) == wanted
+
+
+@given(OVERRIDES, NO_OVERRIDE, OVERRIDES)
+def test_an_argument_that_is_no_override_is_refused_by_name(before, wrong, after):
+    with pytest.raises(UserError, match=r"unknown argument|needs a value") as error:
+        cli.parse_overrides([*arguments_of(before), wrong, *arguments_of(after)])
+    assert wrong in str(error.value)
 
 
 def test_to_json_is_strict_json():

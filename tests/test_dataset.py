@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from scipy.stats.contingency import association
 from cxrjax import config as configuration
 from cxrjax.data import __main__ as command
 from cxrjax.data import dataset, duplicates
+from cxrjax.data.images import BrokenImage
+from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.splits import SPLITS, digest
 from cxrjax.errors import UserError
 
@@ -69,7 +74,7 @@ def test_preparing_again_computes_nothing_and_gives_the_same(phantoms, folder, m
 
 def test_a_damaged_cache_is_computed_again(folder, phantoms):
     for damage in (lambda data: data[:40], lambda data: data[:60] + b"??" * 20 + data[100:]):
-        for path in phantoms.store.root.glob("*.npz"):
+        for path in phantoms.store.root.parent.rglob("*.npz"):
             path.write_bytes(damage(path.read_bytes()))
         assert dataset.prepare(_config(folder)).audit == phantoms.audit
 
@@ -88,10 +93,70 @@ def test_planted_duplicates_are_found_and_kept_on_one_side(tmp_path):
     assert loose.groups.tolist() == kept.groups.tolist()
 
 
+def test_membership_does_not_depend_on_the_image_size(tmp_path, monkeypatch):
+    fields = {"phantom.duplicates": 0.4, "phantom.count": 160}
+    small = dataset.prepare(_config(tmp_path, image_size=48, **fields))
+    assert small.audit["duplicate_pairs"] > 50
+    for size in (96, 64):
+        if size == 64:  # the store's own images are those compared
+            for kept in small.store.root.parent.glob("duplicates-*.npz"):
+                kept.unlink()
+            monkeypatch.setattr(dataset, "_read", None)
+        other = dataset.prepare(_config(tmp_path, image_size=size, **fields))
+        assert other.digest == small.digest and other.audit == small.audit
+        assert other.groups.tolist() == small.groups.tolist()
+
+
+def test_duplicates_follow_the_images_that_were_kept(tmp_path, monkeypatch):
+    fields = {"phantom.duplicates": 0.4, "phantom.count": 60, "image_size": 32}
+    read, broken = PhantomSource.read, 7
+
+    def reads_most(source, i, size):
+        if i == broken:
+            raise BrokenImage(source.records[i].name, "damaged")
+        return read(source, i, size)
+
+    monkeypatch.setattr(PhantomSource, "read", reads_most)
+    config = _config(tmp_path, skip_broken=True, **fields)
+    most = dataset.prepare(config)
+    source = dataset.open_source(config.data)
+    broken, left_out = -1, broken
+    whole = dataset.prepare(_config(tmp_path, **fields))
+    assert len(most.store.names) == 59 and len(whole.store.names) == 60
+
+    def named(data):
+        pairs = dataset.find_duplicates(source, data.store).pairs
+        return {(data.store.names[i], data.store.names[j]) for i, j in pairs}
+
+    lost = source.records[left_out].name
+    assert named(most) == {pair for pair in named(whole) if lost not in pair}
+    assert len(named(most)) > 10
+    # One that breaks between two reads is a sentence, not a traceback.
+    broken = 8
+    for kept in most.store.root.parent.glob("duplicates-*.npz"):
+        kept.unlink()
+    with pytest.raises(UserError, match=r"no longer is \(damaged\)"):
+        dataset.find_duplicates(source, most.store)
+
+
+def test_file_names_outside_unicode(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("sick", "well"):
+        folder = os.path.join(os.fsencode(tmp_path), b"own", name.encode(), b"\xe9")
+        os.makedirs(folder)
+        for i in range(12):
+            with open(os.path.join(folder, b"caf\xe9-%d.png" % i), "wb") as file:
+                Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)).save(file, "PNG")
+    data = dataset.prepare(_config(tmp_path, name="folder", dir=str(tmp_path / "own")))
+    assert os.fsencode(data.store.names[0]) == b"sick/\xe9/caf\xe9-0.png"
+    assert [len(data.splits[split]) for split in SPLITS] == [18, 2, 4]
+
+
 def test_copies_of_different_class_are_counted(tmp_path):
     fields = {"phantom.duplicates": 0.25, "phantom.count": 100, "phantom.label_noise": 0.5}
-    data = dataset.prepare(_config(tmp_path, **fields))
-    pairs = dataset.find_duplicates(data.store).pairs
+    config = _config(tmp_path, **fields)
+    data = dataset.prepare(config)
+    pairs = dataset.find_duplicates(dataset.open_source(config.data), data.store).pairs
     differ = [(i, j) for i, j in pairs if data.store.labels[i] != data.store.labels[j]]
     conflicts = data.audit["label_conflicts"]
     assert conflicts["pairs"] == len(differ) > 3
@@ -121,6 +186,22 @@ def test_missing_data_say_where_to_get_them(tmp_path, name):
         dataset.prepare(_config(tmp_path, name=name, dir=str(tmp_path / "nowhere.zip")))
 
 
+@pytest.mark.parametrize("where", ["x" * 300, "y/" * 3000, "a\0b", __file__ + "/below"])
+def test_impossible_paths_are_a_sentence(tmp_path, where):
+    with pytest.raises(UserError, match=r"(cannot be read \(.*\)|does not exist): download"):
+        dataset.prepare(_config(tmp_path, name="folder", dir=where))
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+    command.main(["phantom", "--out", str(tmp_path / "set"), "--count", "40", "--size", "48"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = dataset.open_source(_config(tmp_path, name="folder", dir="~/set").data)
+    monkeypatch.setenv("CXRJAX_DATA", "~/set")
+    assert named.records == dataset.open_source(_config(tmp_path, name="folder").data).records
+    with pytest.raises(UserError, match="~nobody-here/set does not exist"):
+        dataset.open_source(_config(tmp_path, name="folder", dir="~nobody-here/set").data)
+
+
 def test_data_are_found_by_the_environment(tmp_path, monkeypatch):
     command.main(["phantom", "--out", str(tmp_path / "set"), "--count", "40", "--size", "48"])
     monkeypatch.setenv("CXRJAX_DATA", str(tmp_path / "set"))
@@ -145,6 +226,23 @@ def test_looks_at_a_test_split_are_counted(tmp_path):
     larger = dataset.prepare(_config(tmp_path, image_size=72, **few))
     assert larger.digest == data.digest and larger.store.root != data.store.root
     assert dataset.record_test_look(larger, "run 5") == 4
+
+
+def test_looks_at_once_are_each_counted(tmp_path):
+    data = dataset.prepare(_config(tmp_path, **{"phantom.count": 24}))
+    dataset.record_test_look(data, "first")
+    ledger = data.store.root.parent / "test_looks.jsonl"
+    counted = []
+    with open(ledger, "r+") as other:  # another run, between reading and writing
+        fcntl.flock(other, fcntl.LOCK_EX)
+        line = other.read()
+        look = threading.Thread(target=lambda: counted.append(dataset.record_test_look(data, "me")))
+        look.start()
+        look.join(0.3)
+        assert look.is_alive()
+        other.write(line)
+    look.join()
+    assert counted == [3] and len(ledger.read_text().splitlines()) == 3
 
 
 def test_cramers_v_without_correction_would_be_scipys():

@@ -128,7 +128,12 @@ def test_phantoms_written_out_read_back_as_a_folder(tmp_path, capsys):
         (["explore", "--config", "{config}", "--out", "{tmp}", "--x=1"], "unknown argument --x=1"),
         (["prepare", "--config", "{config}", "--config.data.name=folder"], "CXRJAX_DATA"),
         (["phantom", "--out", "{tmp}/x", "--count", "3"], "data.phantom.count is 3"),
-        (["explore", "--config", "{config}", "--out", "{config}"], "a file is in the way"),
+        (["phantom", "--out", "{tmp}/x", "--config.data.phantom.count=8"], "unknown argument"),
+        (["phantom", "--out", "{tmp}/x", "stray"], "unknown argument stray"),
+        (
+            ["explore", "--config", "{config}", "--out", "{config}"],
+            "file exists; choose",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(

@@ -173,8 +173,8 @@ def test_a_failed_write_leaves_the_old_figure_and_no_rest(tmp_path, monkeypatch)
     path = tmp_path / "matrix.png"
     path.write_bytes(b"before")
 
-    def fail(self, name, **settings):
-        name.write_bytes(b"half")
+    def fail(self, file, **settings):
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", fail)

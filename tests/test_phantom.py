@@ -291,6 +291,7 @@ def test_written_folders_lie_like_the_database(tmp_path, source):
         folder = tmp_path / "out" / kind
         np.testing.assert_array_equal(Image.open(folder / "images" / file), few.read(i, 48))
         np.testing.assert_array_equal(Image.open(folder / "masks" / file), few.read_mask(i, 48))
+        np.testing.assert_array_equal(Image.open(folder / "lesions" / file), few.lesion_mask(i, 48))
     rows = []
     for kind in CLASSES:
         with open(tmp_path / "out" / f"{kind}.metadata.csv", newline="") as file:

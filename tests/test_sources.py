@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cxrjax.data import folder, sources
-from cxrjax.data.folder import layout, open_folder, open_masked, place
+from cxrjax.data.folder import layout, open_folder, place
 from cxrjax.data.images import BrokenImage
-from cxrjax.data.radiography import CLASSES, COUNTS, open_radiography
+from cxrjax.data.radiography import CLASSES, open_radiography
 from cxrjax.data.sources import choose_classes, in_order, open_files
 from cxrjax.errors import UserError
 
@@ -145,6 +145,27 @@ def test_masks_beside_images_in_both_layouts(tmp_path):
     mask = source.read_mask(0, 6)
     assert mask is not None and mask.shape == (6, 6) and mask.dtype == np.uint8
     assert (mask == 255).all()
+
+
+def test_lesions_are_neither_images_nor_lung_masks(tmp_path):
+    files = {
+        f"{name}/{kind}/1.png": png(9)
+        for name in ("COVID", "Normal")
+        for kind in ("images", "lesions", "masks")
+    }
+    wanted = [(f"{name}/images/1.png", f"{name}/masks/1.png") for name in ("COVID", "Normal")]
+    path = lay_out(tmp_path / "set", files)
+    for opened in (open_folder(path), open_radiography(path)):
+        assert [(r.name, r.mask) for r in opened.records] == wanted
+    packed = pack(tmp_path / "set.zip", {f"train/{n}": d for n, d in files.items()} | {
+        f"test/{n}": d for n, d in files.items()
+    })  # fmt: skip
+    assert len(open_folder(packed).records) == 4
+    alone = {name: data for name, data in files.items() if name.startswith("COVID")}
+    with pytest.raises(UserError, match=r"only one class \(COVID\)"):
+        open_folder(lay_out(tmp_path / "alone", alone))
+    # A class may be called so.
+    assert open_folder(lay_out(tmp_path / "b", {"lesions/1.png": png(1), "none/1.png": png(2)}))
 
 
 def test_metadata_by_path_name_and_stem(tmp_path):
@@ -347,7 +368,7 @@ def test_database_from_folder_parent_archive_and_holder(tmp_path):
         )
     ]  # fmt: skip
     source = opened[0]
-    assert source.classes == CLASSES == tuple(COUNTS) and sum(COUNTS.values()) == 21165
+    assert source.classes == CLASSES
     assert len(source.records) == 12
     assert all(other.records == source.records for other in opened)
     assert len({other.fingerprint() for other in opened}) == 1
@@ -386,6 +407,15 @@ def test_the_shallowest_copy_is_the_database_and_two_archives_are_too_many(tmp_p
     assert source.records[0].name == "COVID/images/COVID-1.png" and len(source.records) == 12
     pack(tmp_path / "b.zip", database())
     with pytest.raises(UserError, match=r"several archives .*a.zip, b.zip"):
+        open_radiography(tmp_path)
+
+
+def test_a_folder_that_may_not_be_listed_is_a_sentence(tmp_path, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+    with pytest.raises(UserError, match=r"cannot be read \(Permission denied\)"):
         open_radiography(tmp_path)
 
 
@@ -447,11 +477,12 @@ def test_any_layout_is_placed_or_refused(names):
     assert all(name.startswith(root) for name in names) and (not root or root[-1] == "/")
     for name in names:
         inner = name.removeprefix(root)
-        label, split, is_mask, key = place(inner, divided)
+        label, split, is_mask, is_lesion, key = place(inner, divided)
         folders = inner.split("/")[:-1]
         assert label is None or label in folders
         assert split in ((None, "train", "validation", "test") if divided else (None,))
         assert not is_mask or "masks" in folders
+        assert not is_lesion or "lesions" in folders
         if divided and label:
             assert folder.PARTS[folders[0].lower()] == split and label == folders[1]
         assert key == key.lower()
@@ -488,6 +519,13 @@ def test_classes_and_parts_come_back_through_any_wrapping(classes, wraps, parts,
         assert [mask.key for mask in masks] == [image.key for image in placed]
 
 
+def test_class_names_that_no_figure_can_show_are_refused(tmp_path):
+    name = os.fsdecode(b"A\xe9")
+    path = lay_out(tmp_path, {f"{name}/1.png": png(1), "Bé/1.png": png(2)})
+    with pytest.raises(UserError, match=r"'A\\udce9' in .* is not UTF-8"):
+        open_folder(path)
+
+
 def test_choose_classes_needs_two():
     assert choose_classes(["b", "a", "b"], (), "here") == ("a", "b")
     with pytest.raises(UserError, match="no class"):
@@ -517,13 +555,7 @@ def test_real_parts(shared):
     }  # fmt: skip
 
 
-def test_real_lung_masks(shared):
-    source = open_masked(shared("data/lung-masks.zip"))
-    assert len(source.records) == 300
-    for i in (0, 150, 299):
-        mask = source.read_mask(i, 96)
-        assert mask is not None and set(np.unique(mask)) == {0, 255}
-        assert 0.1 < (mask > 0).mean() < 0.7
+def test_images_and_masks_without_classes_are_refused(shared):
     with pytest.raises(UserError, match="only one class"):
         open_folder(shared("data/lung-masks.zip"))
 

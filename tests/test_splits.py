@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -209,6 +211,19 @@ def test_leaks_counts_what_crosses() -> None:
         "patients": {"train-validation": 1, "train-test": 2, "validation-test": 1},
         "images": 5,
     }
+
+
+def test_names_outside_unicode_are_divided_too() -> None:
+    names = [os.fsdecode(b"A/caf\xe9-%d.png" % i) for i in range(12)]
+    splits = make_splits(
+        np.arange(12) % 2,
+        np.arange(12),
+        [None] * 12,
+        names,
+        test_fraction=0.2,
+        validation_fraction=0.2,
+    )
+    assert sum(map(len, splits.values())) == 12 and len(digest(splits, names)) == 64
 
 
 def test_the_digest_tells_membership_not_order() -> None:

@@ -16,12 +16,13 @@ import pytest
 from PIL import Image
 
 from cxrjax.data import store as store_module
-from cxrjax.data.folder import open_folder, open_masked
+from cxrjax.data.folder import open_folder
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.radiography import open_radiography
 from cxrjax.data.sources import Record
-from cxrjax.data.store import cache_root, open_store
+from cxrjax.data.store import open_store
 from cxrjax.errors import UserError
+from cxrjax.runtime import cache_root
 
 
 class Drawn:
@@ -202,7 +203,7 @@ def test_full_disk_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
         return Failing(open(path, mode), 2000)
 
     monkeypatch.setattr(store_module, "open", full, raising=False)
-    with pytest.raises(UserError, match="disk is full") as error:
+    with pytest.raises(UserError, match="no space left on device; free some room or") as error:
         open_store(Drawn(), 16, tmp_path, False)
     assert "--config.data.cache" in str(error.value) and str(tmp_path) in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == [other.root.name]
@@ -214,16 +215,16 @@ def test_too_little_room_is_said_before_decoding(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=12 * 256 - 1))
     source = Drawn()
-    with pytest.raises(UserError, match="disk is full"):
+    with pytest.raises(UserError, match="not enough room; free some room or"):
         open_store(source, 16, tmp_path, False)
     assert source.reads == 0 and list(tmp_path.iterdir()) == []
 
 
 def test_cache_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="a file is in the way"):
+    with pytest.raises(UserError, match=r"not a directory|file exists"):
         open_store(Drawn(), 16, tmp_path / "file" / "cache", False)
-    with pytest.raises(UserError, match="a file is in the way"):
+    with pytest.raises(UserError, match=r"not a directory|file exists"):
         open_store(Drawn(), 16, tmp_path / "file", False)
 
 
@@ -345,8 +346,3 @@ def test_a_few_real_images(shared, tmp_path):
     np.testing.assert_array_equal(store.images[3], source.read(3, 64))
     assert {name for name in store.sources if name} <= {"rsna", "kermany-paediatric", "rsna-jpeg",
                                                         "ieee8023", "covid-cxnet"}  # fmt: skip
-    masked = open_masked(shared("data/lung-masks.zip"))
-    masked.records = masked.records[:5]
-    store = open_store(masked, 64, tmp_path, False)
-    assert store.masks is not None and store.has_mask.all()
-    np.testing.assert_array_equal(store.masks[4], masked.read_mask(4, 64))

@@ -206,22 +206,21 @@ def test_npz_gives_back_what_was_saved(tmp_path):
 
 def test_find_prefers_the_folder_then_the_cache(tmp_path, monkeypatch):
     folder, cache = tmp_path / "folder", tmp_path / "cache"
-    (cache / "weights").mkdir(parents=True)
+    cache.mkdir()
     folder.mkdir()
-    monkeypatch.setenv("CXRJAX_CACHE", str(cache))
     monkeypatch.setenv("CXRJAX_WEIGHTS", str(folder))
-    cached = cache / "weights" / f"{RELEASE}.h5"
+    cached = cache / f"{RELEASE}.h5"
     cached.touch()
     (folder / "another.h5").touch()
-    assert weights.find(DENSENET, "imagenet") == cached
+    assert weights.find(DENSENET, "imagenet", cache) == cached
     near = folder / f"{RELEASE}.float16.h5"
     near.touch()
-    assert weights.find(DENSENET, "imagenet") == near
+    assert weights.find(DENSENET, "imagenet", cache) == near
     exact = folder / f"{RELEASE}.h5"
     exact.touch()
-    assert weights.find(DENSENET, "imagenet") == exact
-    assert weights.find(DENSENET, str(near)) == near
-    assert weights.find(DENSENET, "none") is None
+    assert weights.find(DENSENET, "imagenet", cache) == exact
+    assert weights.find(DENSENET, str(near), cache) == near
+    assert weights.find(DENSENET, "none", cache) is None
 
 
 @pytest.mark.parametrize(
@@ -232,13 +231,13 @@ def test_find_prefers_the_folder_then_the_cache(tmp_path, monkeypatch):
         (registry.spec("baseline"), "imagenet", "baseline has no imagenet weights"),
     ],
 )
-def test_find_explains_what_it_cannot_find(spec, given_as, words):
+def test_find_explains_what_it_cannot_find(spec, given_as, words, tmp_path):
     with pytest.raises(UserError, match=words):
-        weights.find(spec, given_as)
+        weights.find(spec, given_as, tmp_path)
 
 
 @pytest.fixture
-def release(tmp_path, monkeypatch):
+def release():
     """A release served on this machine: its content, its ModelSpec and the requests received."""
     content, requests = np.random.default_rng(0).bytes(3_000_000), []
 
@@ -253,7 +252,6 @@ def release(tmp_path, monkeypatch):
         def log_message(self, format, *args):
             pass
 
-    monkeypatch.setenv("CXRJAX_CACHE", str(tmp_path / "cache"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -269,10 +267,10 @@ def release(tmp_path, monkeypatch):
 
 def test_download_once_checked_and_kept(release, tmp_path):
     content, spec, requests = release
-    path = weights.find(spec, "imagenet")
-    assert path == tmp_path / "cache" / "weights" / "w.h5"
+    path = weights.find(spec, "imagenet", tmp_path / "cache")
+    assert path == tmp_path / "cache" / "w.h5"
     assert path.read_bytes() == content
-    assert weights.find(spec, "imagenet") == path
+    assert weights.find(spec, "imagenet", tmp_path / "cache") == path
     assert requests == ["/w.h5"]
 
 
@@ -290,8 +288,8 @@ def test_failed_download_says_what_to_do_and_leaves_nothing(release, tmp_path, c
     if "file" in change:
         change = {"weights_url": spec.weights_url.replace("w.h5", change["file"])}
     with pytest.raises(UserError, match=words):
-        weights.find(replace(spec, **change), "imagenet")
-    assert not list((tmp_path / "cache" / "weights").iterdir())
+        weights.find(replace(spec, **change), "imagenet", tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_release_and_digest_are_those_keras_publishes():

@@ -101,8 +101,10 @@ def _explore(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _phantom(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from cxrjax import config
+    from cxrjax.errors import UserError
 
-    cli.parse_overrides(rest)  # refuses what it does not know
+    if rest:
+        raise UserError(f"unknown argument {rest[0]}; phantom takes those named in --help.")
     settings: Any = config.default()
     settings.data.image_size = arguments.size
     for field in ("count", "seed", "marker", "duplicates", "label_noise"):

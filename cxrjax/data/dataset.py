@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
 import json
 import os
 import time
@@ -15,14 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax import log
 from cxrjax.config import Config
 from cxrjax.data import duplicates, splits
 from cxrjax.data.folder import open_folder
+from cxrjax.data.images import BrokenImage
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.radiography import open_radiography
-from cxrjax.data.sources import Record, Source, choose_classes
-from cxrjax.data.store import Store, cache_root, open_store
+from cxrjax.data.sources import Record, Source, choose_classes, in_order
+from cxrjax.data.store import Store, open_store
 from cxrjax.errors import UserError, writing
+from cxrjax.runtime import cache_root
 
 _CACHE_REMEDY = "choose another --config.data.cache or CXRJAX_CACHE"
 _EXAMPLES = 20  # names listed in the audit
@@ -39,7 +44,7 @@ class Dataset:
     std: float  # pixel standard deviation likewise
     audit: dict[str, Any]  # strict JSON
     digest: str  # SHA-256 of split membership
-    fingerprint: str = ""  # of the source, whatever the image size
+    fingerprint: str  # of the source, whatever the image size
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,7 +65,7 @@ def prepare(config: Config) -> Dataset:
         source, settings.image_size, cache_root(settings.cache), settings.skip_broken
     )
     n = len(store.labels)
-    found = find_duplicates(store)
+    found = find_duplicates(source, store)
     groups = duplicates.group(n, found.pairs, store.patients)
     kept_together = groups
     if not settings.group_duplicates:
@@ -103,15 +108,28 @@ def open_source(settings: Any) -> Source:
         )
         return SelectedClasses(source, settings.classes) if settings.classes else source
     location = settings.dir or os.environ.get("CXRJAX_DATA", "")
-    if not location or not Path(location).exists():
-        where = f"{location} does not exist" if location else "no data folder or archive is named"
+    location = os.path.expanduser(location)
+    if missing := _missing(location):
         raise UserError(
-            f"{where}: download the COVID-19 Radiography Database from Kaggle (or take any folder "
-            "with one subfolder of images per class) and name it by --config.data.dir=PATH or "
-            "CXRJAX_DATA; configs/quickstart.py runs without data."
+            f"{missing}: download the COVID-19 Radiography Database from Kaggle (or take any "
+            "folder with one subfolder of images per class) and name it by --config.data.dir=PATH "
+            "or CXRJAX_DATA; configs/quickstart.py runs without data."
         )
     opener = {"radiography": open_radiography, "folder": open_folder}[settings.name]
     return opener(Path(location), tuple(settings.classes))
+
+
+def _missing(location: str) -> str:
+    """Why there are no data at a path, "" when there may be."""
+    if not location:
+        return "no data folder or archive is named"
+    try:
+        os.stat(location)
+    except FileNotFoundError:
+        return f"{location} does not exist"
+    except (OSError, ValueError) as error:  # no permission; a name too long, or with a zero byte
+        return f"{location} cannot be read ({getattr(error, 'strerror', None) or error})"
+    return ""
 
 
 class SelectedClasses:
@@ -153,15 +171,52 @@ class _HashedOnce:
         return self._name
 
 
-def find_duplicates(store: Store) -> duplicates.Duplicates:
-    """Near-duplicates among the store's images; kept beside them."""
+def find_duplicates(source: Source, store: Store) -> duplicates.Duplicates:
+    """Near-duplicates among the store's images; kept beside the stores.
+
+    They are sought at one size whatever that of the store, lest the image size of a run decide
+    on borderline pairs and by them on who is in the test split.
+
+    Args:
+      source: where the store's images come from.
+    Returns:
+      Pairs of positions in the store; `exact` ones have equal pixels at that size.
+    Raises:
+      UserError: when an image has become unreadable or the cache cannot be written.
+    """
+    size = duplicates.THUMBNAIL
 
     def compute() -> dict[str, np.ndarray]:
-        return duplicates.find_duplicates(store.images)._asdict()
+        images = store.images if store.images.shape[1] == size else _read(source, store, size)
+        return duplicates.find_duplicates(images)._asdict()
 
-    name = f"duplicates-{duplicates.ALGORITHM}.npz"
-    kept = _kept_beside(store, name, duplicates.Duplicates._fields, compute)
-    return duplicates.Duplicates(**kept)
+    # Names tell which images were kept where broken ones were skipped.
+    described = json.dumps([source.fingerprint(), store.names, size, duplicates.ALGORITHM])
+    key = hashlib.sha256(described.encode()).hexdigest()[:20]
+    path = store.root.parent / f"duplicates-{key}.npz"
+    return duplicates.Duplicates(**_kept(path, duplicates.Duplicates._fields, compute))
+
+
+def _read(source: Source, store: Store, size: int) -> np.ndarray:
+    """uint8 [N, size, size]: the store's images, read from their source once more."""
+    position = {record.name: i for i, record in enumerate(source.records)}
+    wanted = [position[name] for name in store.names]
+    images = np.empty((len(wanted), size, size), np.uint8)
+    decoded = in_order(
+        lambda k: source.read(wanted[k], size),
+        len(wanted),
+        what="looking for duplicates",
+        unit="images",
+    )
+    try:
+        for k, image in enumerate(decoded):
+            images[k] = image
+    except BrokenImage as broken:
+        raise UserError(
+            f"{broken.name} of {source} was readable before and no longer is ({broken.reason}); "
+            "mend it and start again."
+        ) from broken
+    return images
 
 
 def histograms(store: Store) -> np.ndarray:
@@ -171,7 +226,7 @@ def histograms(store: Store) -> np.ndarray:
         counts = [np.bincount(image.ravel(), minlength=256) for image in store.images]
         return {"counts": np.array(counts, np.int32)}
 
-    return _kept_beside(store, "histograms-1.npz", ("counts",), compute)["counts"].astype(np.int64)
+    return _kept(store.root / "histograms-1.npz", ("counts",), compute)["counts"].astype(np.int64)
 
 
 def moments(histogram: np.ndarray) -> tuple[float, float]:
@@ -196,6 +251,8 @@ def record_test_look(dataset: Dataset, what: str) -> int:
     which = {"data": dataset.fingerprint, "split_digest": dataset.digest}
     line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "what": what} | which)
     with writing(ledger, _CACHE_REMEDY), open(ledger, "a+", encoding="utf-8") as file:
+        # Of two runs that end at once, one counts the other; closing the file unlocks it.
+        fcntl.flock(file, fcntl.LOCK_EX)
         # A line cut short by a crash must neither swallow this one nor stop the counting.
         file.seek(0)
         earlier = file.read()
@@ -301,22 +358,16 @@ def _summary(audit: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _kept_beside(
-    store: Store, name: str, keys: Sequence[str], compute: Callable[[], dict[str, np.ndarray]]
+def _kept(
+    path: Path, keys: Sequence[str], compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    path = store.root / name
+    """The arrays in a file of the cache; computed and written when it is absent or damaged."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             return {key: kept[key] for key in keys}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         pass  # absent or damaged: computed again
     arrays = compute()
-    temporary = path.with_name(f"{name}.{os.getpid()}.tmp")
-    with writing(path, _CACHE_REMEDY):
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with writing(path, _CACHE_REMEDY), log.replacing(path, "wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return arrays

@@ -19,7 +19,7 @@ ALGORITHM = "phash-ac64-lcn-2"  # part of the cache key: change it with anything
 # All chest films resemble each other at large scales, so what is compared is fine detail (ribs,
 # vessels, devices) after local contrast normalisation, without the outer tenth, where burnt-in
 # frames would make strangers alike.
-_THUMBNAIL = 64  # pixels
+THUMBNAIL = 64  # pixels; images of this size are compared as they are
 _BORDER = 6  # pixels cut off on each side
 _FINE, _COARSE = 0.7, 3.0  # standard deviations of the band-pass, thumbnail pixels
 _CONTRAST_FLOOR = 4.0  # grey levels below which detail counts as noise
@@ -127,20 +127,20 @@ def fine_detail(thumbnails: np.ndarray) -> np.ndarray:
     band = smooth - ndimage.gaussian_filter(smooth, (0, _COARSE, _COARSE))
     power = ndimage.gaussian_filter(band * band, (0, _COARSE, _COARSE))
     band /= np.sqrt(power + _CONTRAST_FLOOR**2)
-    inner = slice(_BORDER, _THUMBNAIL - _BORDER)
+    inner = slice(_BORDER, THUMBNAIL - _BORDER)
     flat = band[:, inner, inner].reshape(len(thumbnails), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
 def _no_details(n: int) -> np.ndarray:
-    return np.zeros((n, (_THUMBNAIL - 2 * _BORDER) ** 2), np.float32)
+    return np.zeros((n, (THUMBNAIL - 2 * _BORDER) ** 2), np.float32)
 
 
 def _thumbnails(images: np.ndarray) -> np.ndarray:
-    side = (_THUMBNAIL, _THUMBNAIL)
+    side = (THUMBNAIL, THUMBNAIL)
     # Averaging over boxes keeps a re-encoded or resized copy the same; enlarging needs smoothness.
-    method = Image.Resampling.BOX if images.shape[1] >= _THUMBNAIL else Image.Resampling.BICUBIC
+    method = Image.Resampling.BOX if images.shape[1] >= THUMBNAIL else Image.Resampling.BICUBIC
     resized = [np.asarray(Image.fromarray(image).resize(side, method)) for image in images]
     return np.array(resized, np.float32).reshape(-1, *side)
 

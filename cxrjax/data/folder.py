@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -24,7 +23,7 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
-_INNER = {"images", "masks"}  # folders within a class, or side by side without classes
+_INNER = {"images", "masks", "lesions"}  # folders within a class, or side by side without classes
 _UNREAD = (".bmp", ".gif", ".tif", ".tiff", ".jp2", ".heic", ".avif", ".nii", ".npy")
 
 
@@ -40,7 +39,8 @@ class Place(NamedTuple):
 
     label: str | None  # class name; None outside class folders
     split: str | None
-    is_mask: bool
+    is_mask: bool  # of the lungs
+    is_lesion: bool  # a mask of what is ill, which nothing here reads
     key: str  # equal for an image and its mask
 
 
@@ -49,9 +49,10 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
 
     `<class>/...` or `<part>/<class>/...` with the parts of `PARTS`; folders wrapped around these
     are passed over. Masks of the same stem may lie in `<class>/masks` beside `<class>/images`, or
-    beside the images themselves. An optional `metadata.csv` beside the class or part folders has
-    a column `file` (or FILE NAME: path or bare name, with or without suffix) and `patient` (or
-    `patient_id`), `source` or both. Other files are ignored.
+    beside the images themselves; `<class>/lesions` is ignored. An
+    optional `metadata.csv` beside the class or part folders has a column `file` (or FILE NAME: path
+    or bare name, with or without suffix) and `patient` (or `patient_id`), `source` or both. Other
+    files are ignored.
 
     Args:
       path: the folder or archive.
@@ -72,7 +73,11 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
     if outside:
         log.say(f"{path}: ignored {len(outside)} images outside class folders, as {outside[0]}")
     masks = {where.key: name for name, where in places.items() if where.is_mask}
-    labelled = {n: where for n, where in places.items() if where.label and not where.is_mask}
+    labelled = {
+        name: where
+        for name, where in places.items()
+        if where.label and not (where.is_mask or where.is_lesion)
+    }
     chosen = choose_classes((str(where.label) for where in labelled.values()), classes, path)
     known = _metadata(files, found.root, list(labelled))
     records = []
@@ -83,29 +88,6 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
             label, mask = chosen.index(where.label), masks.get(where.key)
             records.append(Record(name, label, where.split, patient, row.get("source"), mask))
     return FileSource(files, found.root, chosen, records)
-
-
-def open_masked(path: Path) -> FileSource:
-    """Opens a folder or archive of `images/*` and `masks/*` of the same stem, without classes.
-
-    Returns:
-      The images that have a mask, all of one class named "".
-    Raises:
-      UserError: when there is no such pair.
-    """
-    files, pictures = _pictures(path)
-    root = os.path.commonpath([os.path.dirname(picture) for picture in pictures])
-    root = f"{root}/" if root else ""
-    places = {name: place(f"/{name}", False) for name in (p.removeprefix(root) for p in pictures)}
-    masks = {where.key: name for name, where in places.items() if where.is_mask}
-    records = [
-        Record(name, 0, mask=masks[where.key])
-        for name, where in places.items()
-        if not where.is_mask and where.key in masks
-    ]
-    if not records:
-        raise UserError(f"{path} holds no images/ and masks/ with files of the same name.")
-    return FileSource(files, root, ("",), records)
 
 
 def layout(names: Sequence[str], classes: Sequence[str] = (), where: object = "") -> Layout:
@@ -148,14 +130,11 @@ def place(name: str, divided: bool) -> Place:
     folders = name.split("/")[:-1]
     split = PARTS.get(folders[0].lower()) if divided and folders else None
     above = 1 if divided else 0
-    inner = folders[above + 1 : above + 2]
-    is_mask = [folder.lower() for folder in inner] == ["masks"]
-    kept = (
-        folders[: above + 1] + folders[above + 1 + (bool(inner) and inner[0].lower() in _INNER) :]
-    )
+    inner = folders[above + 1].lower() if len(folders) > above + 1 else ""
+    kept = folders[: above + 1] + folders[above + 1 + (inner in _INNER) :]
     key = "/".join([*kept, PurePosixPath(name).stem]).lower()
     label = folders[above] if len(folders) > above and (split or not divided) else None
-    return Place(label, split, is_mask, key)
+    return Place(label, split, inner == "masks", inner == "lesions", key)
 
 
 def _pictures(path: Path) -> tuple[Files, list[str]]:

@@ -191,8 +191,8 @@ class PhantomSource:
 def write_folder(source: PhantomSource, out: Path, size: int = 224) -> None:
     """Writes phantoms as the Radiography Database lies: folders that any program can read.
 
-    OUT/<class>/images/*.png, OUT/<class>/masks/*.png (lungs), OUT/<class>.metadata.csv with
-    FILE NAME, FORMAT, SIZE, SOURCE.
+    OUT/<class>/images/*.png, and of the same stem masks/*.png (lungs) and lesions/*.png (opacity,
+    blank where there is none); OUT/<class>.metadata.csv with FILE NAME, FORMAT, SIZE, SOURCE.
 
     Raises:
       UserError: when `out` is not empty or cannot be written.
@@ -201,16 +201,16 @@ def write_folder(source: PhantomSource, out: Path, size: int = 224) -> None:
     with writing(out, "choose another --out"):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} is not empty; choose another --out or clear it.")
+        drawn = {"images": source.read, "masks": source.read_mask, "lesions": source.lesion_mask}
         tables = {name: ["FILE NAME,FORMAT,SIZE,SOURCE"] for name in source.classes}
         for name in source.classes:
-            (out / name / "images").mkdir(parents=True)
-            (out / name / "masks").mkdir()
+            for folder in drawn:
+                (out / name / folder).mkdir(parents=True)
         rows = enumerate(source.records)
         for i, record in log.progress(rows, total=len(source.records), what="writing", unit="img"):
             stem, kind = Path(record.name).stem, source.classes[record.label]
-            image, mask = source.read(i, size), source.read_mask(i, size)
-            Image.fromarray(image).save(out / kind / "images" / f"{stem}.png")
-            Image.fromarray(mask).save(out / kind / "masks" / f"{stem}.png")
+            for folder, draw in drawn.items():
+                Image.fromarray(draw(i, size)).save(out / kind / folder / f"{stem}.png")
             tables[kind].append(f"{stem},PNG,{size}*{size},{record.source}")
         for name, lines in tables.items():
             log.write_text(out / f"{name}.metadata.csv", "\n".join(lines) + "\n")

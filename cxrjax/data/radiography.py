@@ -12,7 +12,6 @@ from cxrjax.data.sources import Files, FileSource, Record, choose_classes, open_
 from cxrjax.errors import UserError
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
-COUNTS = {"COVID": 3616, "Lung_Opacity": 6012, "Normal": 10192, "Viral Pneumonia": 1345}
 URL = "https://www.kaggle.com/datasets/tawsifurrahman/covid19-radiography-database"
 # Folder names of all releases in lower case; the first releases wrote COVID-19 and NORMAL.
 _CLASS_OF = {name.lower(): name for name in CLASSES} | {"covid-19": "COVID"}
@@ -24,7 +23,7 @@ def open_radiography(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
 
     Below its root lie `<class>/images/*` with `<class>/masks/*` of the same stem where present
     (first releases: `<class>/*`), and `<class>.metadata.xlsx` or `.csv` with FILE NAME and SOURCE
-    or URL. The full release has `COUNTS` images; a part of it will do.
+    or URL. Other subfolders are ignored. A part of the database will do.
 
     Args:
       path: the archive, the unpacked folder, or a folder that holds either.
@@ -119,7 +118,12 @@ def _locate(path: Path) -> Path:
             if len({_CLASS_OF.get(child.name.lower()) for child in children} - {None}) > 1:
                 return folder
         level = [child for children in below.values() for child in children]
-    archives = [file for file in sorted(path.iterdir()) if _holds_database(file)]
+    try:
+        archives = [file for file in sorted(path.iterdir()) if _holds_database(file)]
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); check its permissions."
+        ) from error
     if len(archives) > 1:
         raise UserError(
             f"{path} holds several archives of the database "

@@ -16,7 +16,9 @@ def fits(images: np.ndarray) -> bool:
     """Whether the uint8 set takes no more than half of the device's (on CPU: the free) memory."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        # macOS does not tell how much is free; there the whole memory stands for it.
+        pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+        available = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
     else:
         available = (device.memory_stats() or {}).get("bytes_limit", 0)
     return images.nbytes <= available // 2

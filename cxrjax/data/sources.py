@@ -252,7 +252,7 @@ def choose_classes(found: Iterable[str], wanted: Sequence[str], where: object) -
     """The wanted classes in their order, or all found ones sorted by name when none is named.
 
     Raises:
-      UserError: when a wanted class is not there, or fewer than two are left.
+      UserError: when a wanted class is not there, fewer than two are left, or a name is not text.
     """
     there = sorted(set(found))
     for name in wanted:
@@ -268,6 +268,9 @@ def choose_classes(found: Iterable[str], wanted: Sequence[str], where: object) -
             f"{what} is chosen or found in {where}; a classifier needs two or more: one folder of "
             "images per class."
         )
+    for name in chosen:  # they are drawn in figures, unlike the names of images
+        if name.encode(errors="ignore").decode() != name:
+            raise UserError(f"the folder name {name!a} in {where} is not UTF-8; rename it.")
     return chosen
 
 

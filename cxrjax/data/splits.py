@@ -118,7 +118,7 @@ def leaks(
 def digest(splits: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     """SHA-256 of who is in which split, by name: equal for equal splits in whatever order."""
     lines = sorted(f"{names[i]}\t{split}\n" for split, where in splits.items() for i in where)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 Unit = tuple[np.ndarray, int]  # positions of a group's members, their class
@@ -134,7 +134,7 @@ def _units(
     units = {}
     for positions in members.values():
         name = min(names[i] for i in positions)
-        key = hashlib.sha256(f"{seed}\t{name}".encode()).digest()
+        key = hashlib.sha256(f"{seed}\t{name}".encode(errors="surrogateescape")).digest()
         count = Counter(int(labels[i]) for i in positions)
         majority = min(count, key=lambda label: (-count[label], label))
         units[key] = (np.array(positions), majority)

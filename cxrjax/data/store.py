@@ -51,15 +51,6 @@ class _Damaged(Exception):
     """A store that is not what its store.json says."""
 
 
-def cache_root(config_cache: str) -> Path:
-    """Where stores, weights and compiled programs are kept.
-
-    The given folder, else $CXRJAX_CACHE, else ~/.cache/cxrjax.
-    """
-    named = config_cache or os.environ.get("CXRJAX_CACHE", "")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "cxrjax"
-
-
 def open_store(source: Source, image_size: int, cache: Path, skip_broken: bool) -> Store:
     """The store of a source at one image size; decoded on the first call, mapped on later ones.
 

@@ -11,7 +11,10 @@ from cxrjax.data.batches import Batch, Plan
 
 
 class TfDataInput:
-    """Batches read from disk in parallel and prefetched; the same ones as the resident path's."""
+    """Batches gathered and prefetched in threads while the device computes its step.
+
+    The same batches as the resident path's. The gathering itself holds the interpreter's lock.
+    """
 
     name = "tfdata"
 

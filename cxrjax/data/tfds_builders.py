@@ -14,6 +14,7 @@ Nothing is downloaded: `manual_dir` is the archive or folder that the user has.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +123,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             self._location = Path(download_config.manual_dir)
         return super()._make_download_manager(download_dir, download_config)
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict]]]:
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[bytes, dict]]]:
         prepared = dataset.prepare(self._whole_config())
         info: Any = self.info
         label = info.features["label"]
@@ -139,19 +140,20 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(
         self, prepared: dataset.Dataset, split: str
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    ) -> Iterator[tuple[bytes, dict[str, Any]]]:
         store = prepared.store
         for i in prepared.splits[split]:
+            name = os.fsencode(store.names[i])  # a file name need not be text
             example = {
                 "image": np.asarray(store.images[i])[..., None],
                 "label": int(store.labels[i]),
-                "name": store.names[i],
+                "name": name,
                 "source": store.sources[i] or "",
                 "patient": store.patients[i] or "",
             }
             if self._chosen.masks and store.masks is not None:
                 example["mask"] = np.asarray(store.masks[i])[..., None]
-            yield store.names[i], example
+            yield name, example
 
 
 class Radiography(_Builder):

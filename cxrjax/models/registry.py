@@ -21,6 +21,7 @@ class ModelSpec:
     name: str
     backbone: str  # module:class, imported on use so that listing needs no JAX
     input_size: int  # side of the square images it was designed for, pixels
+    smallest: int  # side below which no features are left, pixels
     channels: int
     mean: tuple[float, ...]  # per channel, on the [0, 1] scale
     std: tuple[float, ...]
@@ -47,6 +48,7 @@ _SPECS = (
         name="baseline",
         backbone="cxrjax.models.baseline:Baseline",
         input_size=128,
+        smallest=16,
         channels=1,
         mean=(0.5,),
         std=(0.25,),
@@ -59,6 +61,7 @@ _SPECS = (
         name="densenet121",
         backbone="cxrjax.models.densenet:DenseNet121",
         input_size=224,
+        smallest=32,
         channels=3,
         mean=_IMAGENET_MEAN,
         std=_IMAGENET_STD,

@@ -31,12 +31,13 @@ _CHUNK = 1 << 20
 _TIMEOUT_S = 30
 
 
-def find(spec: ModelSpec, weights: str) -> Path | None:
+def find(spec: ModelSpec, weights: str, cache: Path) -> Path | None:
     """The file that config field model.weights means, downloaded if need be.
 
     Args:
-      weights: "none"; "imagenet" (looked for in the folder $CXRJAX_WEIGHTS, then in the cache
-        $CXRJAX_CACHE or ~/.cache/cxrjax, then downloaded from Keras); or a path.
+      weights: "none"; "imagenet" (looked for in the folder $CXRJAX_WEIGHTS, then in `cache`, then
+        downloaded from Keras into it); or a path.
+      cache: folder of downloaded weights.
     Returns:
       the path; None for "none".
     Raises:
@@ -59,7 +60,6 @@ def find(spec: ModelSpec, weights: str) -> Path | None:
     folder = os.environ.get("CXRJAX_WEIGHTS", "")
     if folder and (found := _in_folder(Path(folder).expanduser(), spec.weights_file)):
         return found
-    cache = Path(os.environ.get("CXRJAX_CACHE") or "~/.cache/cxrjax").expanduser() / "weights"
     cached = cache / spec.weights_file
     return cached if cached.is_file() else _download(spec, cached)
 
@@ -138,17 +138,11 @@ def save_npz(
       UserError: when the folder cannot be written.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     arrays: dict[str, Any] = {_METADATA: np.array(json.dumps(dict(metadata))), **tensors}
     with writing(path, "choose another output file"):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(part, path)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with log.replacing(path, "wb") as file:
+            np.savez(file, **arrays)
 
 
 def _take(left: Tensors, name: str, old: Any) -> np.ndarray:

@@ -1,0 +1,97 @@
+"""Mistakes in a configuration: told in one sentence, and a corrected command then simply works."""
+
+import pytest
+from test_loop import ROOT, arguments
+
+from cxrjax import cli, config, main
+from cxrjax.errors import UserError, writing
+from cxrjax.run_folder import RunFolder
+
+QUICKSTART = str(ROOT / "configs" / "quickstart.py")
+
+
+def load(*overrides):
+    return config.load(QUICKSTART, cli.parse_overrides([f"--config.{o}" for o in overrides]))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ({"model__name": "baselin"}, "did you mean baseline"),
+        ({"model__trainable_layers": 99}, "trainable_layers"),
+        ({"data__classes": "clear,nothing"}, "nothing"),
+        ({"model__name": "densenet121", "data__image_size": 31}, "needs at least 32 pixels"),
+    ],
+)
+def test_the_corrected_command_takes_the_same_folder(tmp_path, capsys, mistake, words):
+    workdir = tmp_path / "run"
+    assert main.main(arguments(workdir, **mistake)) == 2
+    assert words in capsys.readouterr().err
+    corrected = config.load(QUICKSTART, {"train.epochs": "1"})
+    RunFolder(workdir, corrected).close()
+    assert not (workdir / "config.json").exists()
+
+
+def test_a_folder_in_which_nothing_was_saved_can_be_taken_over(tmp_path):
+    first = RunFolder(tmp_path, load())
+    first.keep_config(load())
+    first.close()
+    second = RunFolder(tmp_path, load("train.epochs=7"))
+    second.keep_config(load("train.epochs=7"))
+    second.close()
+    assert config.load(str(tmp_path / "config.json")).train.epochs == 7
+    (tmp_path / "checkpoints" / "12").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"train.epochs was 7, now 30"):
+        RunFolder(tmp_path, load())
+
+
+def test_lists_on_the_command_line():
+    assert load("data.classes=0,1").data.classes == ("0", "1")
+    assert load("data.classes=('Viral Pneumonia', 'COVID')").data.classes[0] == "Viral Pneumonia"
+    assert load("data.classes=").data.classes == ()
+    assert load("data.draw=").data.draw == ()
+    assert load("data.draw=16,4,2").data.draw == (16, 4, 2)
+    for bad in ("data.classes=(1,2)", "data.draw=a,b,c", "data.draw=(1,2,0)"):
+        with pytest.raises(UserError, match="data"):
+            load(bad)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("c.train.epochs = None", "whole number"),
+        ("c.model.head.l2 = 0.1", "dense layer"),
+        ("c.train.momentum = 0.9", "sgd"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("c = 3", "ConfigDict"),
+    ],
+)
+def test_a_bad_config_file_is_one_sentence(tmp_path, line, words):
+    file = tmp_path / "c.py"
+    file.write_text(
+        "from cxrjax import config\n"
+        f"def get_config():\n    c = config.default()\n    {line}\n    return c\n"
+    )
+    with pytest.raises(UserError, match=words) as error:
+        config.load(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_files_of_a_run_are_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not valid JSON"):
+        config.load(str(tmp_path / "config.json"))
+    (tmp_path / "config.json").write_text(config.to_json(load()))
+    (tmp_path / "result.json").write_text('{"task": ')
+    folder = RunFolder(tmp_path, load())
+    with pytest.raises(UserError, match="delete it"):
+        folder.result()
+    folder.close()
+
+
+@pytest.mark.parametrize(("number", "words"), [(28, "free some room or"), (13, "denied; choose")])
+def test_a_failed_write_says_how_to_mend_it(number, words):
+    import os
+
+    with pytest.raises(UserError, match=words), writing("/x", "choose another --workdir"):
+        raise OSError(number, os.strerror(number))
