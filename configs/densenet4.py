@@ -4,7 +4,8 @@ CXRJAX_DATA=COVID-19_Radiography_Dataset.zip CXRJAX_WEIGHTS=weights/ \\
     python -m cxrjax.main --config configs/densenet4.py
 
 The report reaches accuracy .92 on the full database (21,165 images, test split also used for
-tuning). See experiments/ for what this config reached and on which data.
+tuning). Ten epochs of this config reached test accuracy .920 [.909, .931] on 10,724 of its images;
+experiments/densenet4.md tells on which and how fast.
 """
 
 from cxrjax import config as config_lib

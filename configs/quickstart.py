@@ -1,6 +1,8 @@
 """A baseline CNN on procedural phantoms: nothing downloaded, under two minutes on two CPU cores.
 
 python -m cxrjax.main --config configs/quickstart.py
+
+Expect a test accuracy between .8 and .9 (chance is .25).
 """
 
 from cxrjax import config as config_lib
