@@ -33,31 +33,11 @@ def default() -> Config:
     config: Any = ConfigDict()
     config.seed = 0  # initial weights, shuffling, augmentation and dropout
 
-    config.data = ConfigDict()
-    config.data.name = "phantom"  # phantom | radiography | folder
-    config.data.dir = ""  # archive or folder with the images; empty: $CXRJAX_DATA
-    config.data.classes = ()  # which classes and in which order; empty: all, sorted by name
-    config.data.image_size = 224  # side of the square images in the store, pixels
-    config.data.test_fraction = 0.2  # of all images
-    config.data.validation_fraction = 0.125  # of the images that are left for training
-    config.data.draw = ()  # balanced (train, validation, test), e.g. (1600, 400, 200); empty: all
-    config.data.group_duplicates = True  # keep near-duplicates on one side of the split
-    config.data.split_seed = 0
-    config.data.skip_broken = False  # True: name unreadable images and go on without them
-    config.data.cache = ""  # folder of the decoded stores; empty: $CXRJAX_CACHE or ~/.cache/cxrjax
-
-    config.data.phantom = ConfigDict()  # only for data.name = phantom
-    config.data.phantom.count = 2000  # images, spread evenly over four classes
-    config.data.phantom.seed = 0
-    config.data.phantom.marker = 0.0  # planted fault: chance that a source marker follows the class
-    config.data.phantom.duplicates = 0.0  # planted fault: fraction of near-copies of other images
-    config.data.phantom.label_noise = 0.0  # planted fault: fraction of wrong labels
+    config.data = _default_data()
 
     config.input = ConfigDict()
     config.input.path = "auto"  # auto | resident (set lives on the device) | tfdata (streamed)
-    config.input.normalize = (
-        "backbone"  # backbone (its pretraining convention) | dataset (mean, std)
-    )
+    config.input.normalize = "backbone"  # backbone (as in its pretraining) | dataset (mean, std)
 
     config.augment = ConfigDict()  # all three 0 switches augmentation off; there are no flips
     config.augment.shift = 0.0  # largest shift, fraction of the side, horizontal and vertical
@@ -73,9 +53,7 @@ def default() -> Config:
     config.model.head = ConfigDict()
     config.model.head.batch_norm = False
     config.model.head.dense = 0  # units of the ReLU layer; 0: none
-    config.model.head.l2 = (
-        0.0  # L2 penalty on the dense kernel (Keras' l2: factor * sum of squares)
-    )
+    config.model.head.l2 = 0.0  # penalty on the dense kernel: l2 * sum of squares, as Keras'
     config.model.head.dropout = 0.0
     config.model.head.one_logit = True  # two classes: one sigmoid logit for the second class
 
@@ -95,6 +73,29 @@ def default() -> Config:
 
     config.lock()
     return config
+
+
+def _default_data() -> Any:
+    data: Any = ConfigDict()
+    data.name = "phantom"  # phantom | radiography | folder
+    data.dir = ""  # archive or folder with the images; empty: $CXRJAX_DATA
+    data.classes = ()  # which classes and in which order; empty: all, sorted by name
+    data.image_size = 224  # side of the square images in the store, pixels
+    data.test_fraction = 0.2  # of all images
+    data.validation_fraction = 0.125  # of the images that are left for training
+    data.draw = ()  # balanced (train, validation, test), e.g. (1600, 400, 200); empty: all
+    data.group_duplicates = True  # keep near-duplicates on one side of the split
+    data.split_seed = 0
+    data.skip_broken = False  # True: name unreadable images and go on without them
+    data.cache = ""  # folder of the decoded stores; empty: $CXRJAX_CACHE or ~/.cache/cxrjax
+
+    data.phantom = ConfigDict()  # only for data.name = phantom
+    data.phantom.count = 2000  # images, spread evenly over four classes
+    data.phantom.seed = 0
+    data.phantom.marker = 0.0  # planted fault: chance that a source marker follows the class
+    data.phantom.duplicates = 0.0  # planted fault: fraction of near-copies of other images
+    data.phantom.label_noise = 0.0  # planted fault: fraction of wrong labels
+    return data
 
 
 def load(path: str, overrides: dict[str, str] | None = None) -> Config:
