@@ -24,7 +24,7 @@ _TORCH_BEFORE_1_6 = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # a pickled m
 
 
 def of(path: Path) -> str:
-    """"h5", "keras", "npz" or "torch": by the content, and by the suffix where that says nothing.
+    """ "h5", "keras", "npz" or "torch": by the content, and by the suffix where that says nothing.
 
     Raises:
       UserError: when neither is known.

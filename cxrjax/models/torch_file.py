@@ -95,7 +95,8 @@ def _open_zip(archive: zipfile.ZipFile) -> tuple[Any, Fetch]:
     order = archive.read(folder + "byteorder") if folder + "byteorder" in infos else b"little"
     _refuse_big_endian(order == b"little")
     # Tensors can share a storage, which is then unpacked once.
-    return root, functools.cache(lambda storage: archive.read(f"{folder}data/{storage.key}"))
+    member = functools.cache(lambda key: archive.read(f"{folder}data/{key}"))
+    return root, lambda storage: member(storage.key)
 
 
 def _open_legacy(path: Path) -> tuple[Any, Fetch]:
