@@ -171,9 +171,7 @@ def _inside(group: Any, path: str) -> Any:
 
 
 def _tree(group: Any, path: str) -> Mapping[str, Any]:
-    """A Keras 3 group "layers" as that `keras_names.weights` takes."""
-    import h5py
-
+    """A Keras 3 group "layers" as `keras_names.weights` takes it."""
     tree = {}
     for key in group:
         child = _inside(group, key)

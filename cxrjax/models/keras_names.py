@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# The tensors of a class in the order of their numbers; batch norm's depend on its configuration.
-_KERNEL = ("kernel", "bias")
-_ORDER = {"conv2d": _KERNEL, "depthwise_conv2d": _KERNEL, "dense": _KERNEL}
+# Classes whose first tensor is their kernel; a second one is the bias.
+_WITH_KERNEL = ("conv2d", "depthwise_conv2d", "dense")
 _OPERATIONS = (
     "keras.src.ops."  # modules of what stands among the layers of a config without being one
 )
@@ -72,7 +71,7 @@ def _described(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _tensor_names(key: str, count: int, entry: dict[str, Any] | None) -> list[str]:
     """Keras' names of the `count` tensors of the layer at `key`; numbers where it is unknown."""
     kind = re.sub(r"_\d+$", "", key)
-    names: list[str] = list(_ORDER.get(kind, ()))[:count]
+    names = ["kernel", "bias"][:count] if kind in _WITH_KERNEL else []
     if kind == "batch_normalization":
         # Without a config three tensors could also be those of one without beta, which none of
         # the networks here has.

@@ -109,47 +109,24 @@ def _open_legacy(path: Path) -> tuple[Any, Fetch]:
         raise ValueError("not PyTorch's magic number")
     torch_pickle.load(stream)
     _refuse_big_endian(torch_pickle.load(stream)["little_endian"] is True)
-    root = torch_pickle.load(stream)
+    storages: dict[str, Storage] = {}
+    root = torch_pickle.load(stream, storages)
     keys = torch_pickle.load(stream)
-    sizes = {storage.key: storage for storage in _storages(root)}
     starts: dict[str, int] = {}
     position = stream.tell()
     for key in keys:
         # Its length in elements, then the elements.
         length = int.from_bytes(content[position : position + 8], "little")
-        if key in starts or (position < len(content) and length != sizes[key].numel):
+        if key in starts or (position < len(content) and length != storages[key].numel):
             raise ValueError("a storage that is listed twice, or is not as long as it should be")
         starts[key] = position + 8
-        position += 8 + length * _dtype(sizes[key].kind).itemsize
+        position += 8 + length * _dtype(storages[key].kind).itemsize
 
     def fetch(storage: Storage) -> memoryview:
-        if storage != sizes[storage.key]:
-            raise ValueError("a storage that is described twice, differently")
         start = starts[storage.key]
         return memoryview(content)[start : start + storage.numel * _dtype(storage.kind).itemsize]
 
     return root, fetch
-
-
-def _storages(value: Any) -> Iterator[Storage]:
-    """Every storage in a tree of containers, each container visited once."""
-    seen: set[int] = set()
-    todo = [value]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, Storage):
-            yield value
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            todo += value.values()
-        elif isinstance(value, list | tuple):
-            todo += value
-        elif isinstance(value, Tensor):
-            todo.append(value.storage)
-        elif isinstance(value, Instance):
-            todo.append(value.state)
 
 
 def _dtype(kind: str) -> np.dtype:

@@ -71,17 +71,18 @@ class Instance:
     state: Any = None
 
 
-def load(stream: Any) -> Any:
+def load(stream: Any, storages: dict[str, Storage] | None = None) -> Any:
     """The value of one pickle, made of None, bool, int, float, str, bytes, tuple, list and dict
     (sets become lists) and of the types above.
 
     Args:
       stream: binary file, left behind the pickle.
+      storages: takes up every storage the pickle refers to, by its key.
     Raises:
       Refused: when the pickle asks for a class, function or opcode outside the lists above.
       Exception: almost any, when the pickle is damaged.
     """
-    machine = _Machine()
+    machine = _Machine({} if storages is None else storages)
     for opcode, argument, _ in pickletools.genops(stream):
         if opcode.name == "STOP":
             break
@@ -137,7 +138,8 @@ def _key(value: Any) -> Any:
 class _Machine:
     """Stack, marks and memo of the pickle machine. The memo is a dict: indices cost no memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, storages: dict[str, Storage]) -> None:
+        self.storages = storages
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -207,7 +209,8 @@ class _Machine:
         identity = self.pop()
         kind, value, *others = identity
         if kind == "module":
-            return self.push(value)
+            self.push(value)
+            return
         if kind != "storage" or not isinstance(value, Name):
             raise ValueError("a reference to something that is no storage")
         key, _, numel = others[:3]
@@ -215,7 +218,10 @@ class _Machine:
             raise Refused("holds a storage that is a view of another (PyTorch before 0.4)")
         if not isinstance(key, str) or type(numel) is not int:
             raise ValueError("a storage without key or size")
-        return self.push(Storage(value.path.rpartition(".")[2], key, numel))
+        storage = Storage(value.path.rpartition(".")[2], key, numel)
+        if self.storages.setdefault(key, storage) != storage:
+            raise ValueError("a storage that is described twice, differently")
+        self.push(storage)
 
     def dict_from_mark(self) -> None:
         flat = self.pop_to_mark()
