@@ -50,7 +50,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         config, source = None, path
         if zipfile.is_zipfile(path):
             config, source = _unpacked(path)
-        with h5py.File(source, "r") as file:
+        # A download is read under a lock of our own, which HDF5's would wait for.
+        with h5py.File(source, "r", locking=False) as file:
             # A whole saved model keeps its weights in a group of that name.
             root: Any = _inside(file, "model_weights") if "model_weights" in file else file
             if "layer_names" in root.attrs:
