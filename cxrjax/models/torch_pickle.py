@@ -25,7 +25,8 @@ _ASIDE = (
     *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"),
     *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
 )
-_MODULES = ("torch.nn.", "torchvision.models.", "torchxrayvision.")  # whole pickled networks
+# Whole pickled networks.
+_MODULES = ("torch.nn.", "torchvision.models.", "torchvision.ops.", "torchxrayvision.")
 _LITERALS = (
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
