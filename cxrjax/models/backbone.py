@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 from cxrjax.models.layers import BatchNorm, Conv, DepthwiseConv, Grey, Identity
 
 TrainLayers = frozenset[str]  # batch-norm layers that use, and move, the statistics of the batch
-Stage = Callable[[Any, TrainLayers], jax.Array]
+Stage = Callable[[Any, TrainLayers], jax.Array]  # the first takes images, maybe `Grey`
 NONE: TrainLayers = frozenset()
 
 
@@ -26,9 +26,11 @@ class Backbone(nnx.Module):
     A subclass sets `layers`, `features` and the layers themselves as attributes of their names.
     """
 
-    layers: tuple[
-        str, ...
-    ] = ()  # Keras' names in the order of `model.layers`, without parameters too
+    if TYPE_CHECKING:  # layers are attributes whose names are put together at run time
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    layers: tuple[str, ...] = ()  # Keras' names in the order of `model.layers`, all of them
     features: int  # channels of the last stage
 
     def __init__(self, epsilon: float, momentum: float):
@@ -50,7 +52,7 @@ class Backbone(nnx.Module):
           train_layers: batch-norm layers named here use, and move, batch statistics.
           after: run only the stages behind this one.
         """
-        maps: dict[str, jax.Array] = {}
+        maps: dict[str, Any] = {}
         waiting = after is not None
         for name, stage in self.chain():
             if not waiting:

@@ -47,7 +47,7 @@ class Baseline(Backbone):
             yield f"relu{block}", functools.partial(self._block, block)
 
     def _block(self, block: int, x: jax.Array | Grey, train: TrainLayers) -> jax.Array:
-        x = getattr(self, f"conv{block}")(x)
+        y = getattr(self, f"conv{block}")(x)
         if block < len(_WIDTHS):
-            x = max_pool(x)
-        return self._norm_relu(x, f"bn{block}", train)
+            y = max_pool(y)
+        return self._norm_relu(y, f"bn{block}", train)

@@ -53,7 +53,17 @@ def glorot_uniform(rng: np.random.Generator, shape: Sequence[int]) -> jax.Array:
     return jnp.asarray(rng.uniform(-limit, limit, shape).astype(np.float32))
 
 
-class Conv(nnx.Module):
+class _Biased(nnx.Module):
+    """A layer that may have, or be given, a bias."""
+
+    bias: nnx.Param
+    use_bias: bool
+
+    def _with_bias(self, y: jax.Array) -> jax.Array:
+        return y + _along(self.bias[...].astype(y.dtype), y) if self.use_bias else y
+
+
+class Conv(_Biased):
     """2-D convolution, NHWC, kernel [h, w, in, out]."""
 
     def __init__(
@@ -76,7 +86,7 @@ class Conv(nnx.Module):
         """[B, H, W, in], or `Grey` with `in` channels -> [B, h, w, out], in the dtype of `x`."""
         kernel = self.kernel[...]
         y = self._grey(x, kernel) if isinstance(x, Grey) else self._convolve(x, kernel)
-        return y + _along(self.bias[...].astype(y.dtype), y) if self.use_bias else y
+        return self._with_bias(y)
 
     def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         return lowering.convolve(x, kernel.astype(x.dtype), self.stride, self.padding)
@@ -94,7 +104,7 @@ class Conv(nnx.Module):
         return y
 
 
-class DepthwiseConv(nnx.Module):
+class DepthwiseConv(_Biased):
     """Depthwise 2-D convolution, NHWC, kernel [h, w, channels, 1] as Keras stores it."""
 
     def __init__(
@@ -114,7 +124,7 @@ class DepthwiseConv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, h, w, C], in the dtype of `x`."""
         y = lowering.depthwise(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
-        return y + _along(self.bias[...].astype(y.dtype), y) if self.use_bias else y
+        return self._with_bias(y)
 
 
 class Dense(nnx.Module):
