@@ -45,18 +45,20 @@ def check(config: Config) -> Path | None:
 
 def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]:
     """The network with its weights, and the recipe its steps are compiled for."""
-    spec = registry.spec(config.model.name)
+    tensors, source = {}, None
+    if (path := check(config)) is not None:
+        tensors, source = weights.load_tensors(path)
+    contract = (source or {}).get("contract")
+    spec = registry.spec(config.model.name).with_contract(contract)
     model = classifier.build(
         config.model,
         len(data.classes),
-        spec.channels,
-        config.seed,
+        contract=contract,
+        seed=config.seed,
         dtype=jnp.dtype(config.train.precision),
     )
     graphdef, params, batch_stats = classifier.split(model)
-    source = None
-    if (path := check(config)) is not None:
-        tensors, source = weights.load_tensors(path)
+    if source is not None:
         try:
             params, batch_stats = weights.assign(params, batch_stats, tensors)
         except UserError as error:
@@ -68,7 +70,6 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
     recipe = step.Recipe(
         graphdef=graphdef,
         n_classes=len(data.classes),
-        channels=spec.channels,
         mean=(data.mean,) * spec.channels if by_dataset else spec.mean,
         std=(data.std,) * spec.channels if by_dataset else spec.std,
         train_layers=layers,

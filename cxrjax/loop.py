@@ -54,7 +54,7 @@ class Training:
             "model": self.config.model.name,
             "classes": list(self.data.classes),
             "image_size": self.config.data.image_size,
-            "channels": self.recipe.channels,
+            "channels": len(self.recipe.mean),
             "mean": list(self.recipe.mean),
             "std": list(self.recipe.std),
             "pretrained": variables.source,

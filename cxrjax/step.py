@@ -12,6 +12,7 @@ from cxrjax import losses, optim
 from cxrjax.data import augment
 from cxrjax.data.batches import Batch
 from cxrjax.models import classifier
+from cxrjax.models.layers import Grey
 
 _DROPOUT_STREAM = 2**31 - 1  # no epoch has this number, so augmentation never shares a key
 
@@ -32,8 +33,7 @@ class Recipe(NamedTuple):
 
     graphdef: Any  # of the classifier
     n_classes: int
-    channels: int
-    mean: tuple[float, ...]  # per input channel, on the [0, 1] scale of pixels
+    mean: tuple[float, ...]  # per channel of the network's input, on the [0, 1] scale of pixels
     std: tuple[float, ...]
     train_layers: frozenset[str]  # backbone layers whose batch norm uses batch statistics
     class_weights: tuple[float, ...]
@@ -52,17 +52,21 @@ def no_totals(n_classes: int) -> dict[str, jax.Array]:
     return {"loss": jnp.zeros([], jnp.float32), "correct": zeros, "support": zeros + 0}
 
 
-def normalize(
-    images: jax.Array, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> jax.Array:
-    """Grey pixels [B, H, W, 1] on the 0..255 scale to network input, float32 [B, H, W, channels].
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Grey:
+    """Grey pixels [B, H, W, 1] on the 0..255 scale to network input of C channels.
 
-    Every channel receives the same grey value, then its own (x / 255 - mean) / std.
+    Every channel stands for the same grey value x, then its own (x / 255 - mean) / std.
+
+    Args:
+      mean, std: C numbers each, on the [0, 1] scale.
     """
-    scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
-    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    grey = jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:3], channels))
-    return grey * scale[None, None, None] - offset[None, None, None]
+    # The shared part is near mean 0, deviation 1, which bfloat16 can hold; the rest is small.
+    m, s = sum(mean) / len(mean), sum(std) / len(std)
+    return Grey(
+        pixels=images.astype(jnp.float32) * (1 / (255 * s)) - m / s,
+        scale=tuple(s / own for own in std),
+        offset=tuple((m - own) / deviation for own, deviation in zip(mean, std, strict=True)),
+    )
 
 
 def train_step(
@@ -85,7 +89,7 @@ def train_step(
         rotation_degrees=recipe.rotation,
         zoom=recipe.zoom,
     )
-    inputs = normalize(images, recipe.channels, recipe.mean, recipe.std)
+    inputs = normalize(images, recipe.mean, recipe.std)
     dropout_key = jax.random.fold_in(
         jax.random.fold_in(jax.random.key(recipe.seed), _DROPOUT_STREAM), state.step
     )
@@ -152,7 +156,7 @@ def eval_step(
       probabilities float32 [B, K] and unweighted cross-entropy float32 [B]; rows where the batch's
       mask is False are to be dropped by the caller.
     """
-    inputs = normalize(batch["image"], recipe.channels, recipe.mean, recipe.std)
+    inputs = normalize(batch["image"], recipe.mean, recipe.std)
     model = classifier.merge(recipe.graphdef, optim.combine(params, frozen), batch_stats)
     logits = model.classify(model.features(inputs))
     return losses.probabilities(logits), losses.cross_entropy(logits, batch["label"])
