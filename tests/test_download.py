@@ -119,6 +119,13 @@ def test_a_wrong_first_part_is_fetched_anew(server, tmp_path, name, size):
     assert path is not None and path.read_bytes() == CONTENT
 
 
+def test_a_server_that_sends_all_again_is_taken_at_its_word(server, tmp_path):
+    (tmp_path / "plain.h5.part").write_bytes(CONTENT[:1000])
+    path = weights.find(spec(server, "plain.h5"), "imagenet", tmp_path)
+    assert path is not None and path.read_bytes() == CONTENT
+    assert server.requests == [("/plain.h5", 1000)]
+
+
 def test_a_part_that_is_whole_needs_no_data(server, tmp_path):
     (tmp_path / "w.h5.part").write_bytes(CONTENT)
     path = weights.find(spec(server), "imagenet", tmp_path)

@@ -274,7 +274,9 @@ def test_convert_writes_what_it_checked(shared, tmp_path, capsys):
 
 
 def test_convert_explains_itself(tmp_path, capsys):
-    path = write_keras_file(tmp_path / "w.h5", LAYERS | {"convolution": LAYERS["conv1"]})
+    path = write_keras_file(
+        tmp_path / "w.h5", {"conv1": LAYERS["conv1"], "mine": {"mine/bias:0": np.ones(2)}}
+    )
     assert convert.main([str(path), str(tmp_path / "o.npz")]) == 2
     assert "does not tell which network it is of; give --model" in capsys.readouterr().err
     assert convert.main([str(path), str(tmp_path / "o.npz"), "--model", "densenet121"]) == 2

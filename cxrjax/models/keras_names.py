@@ -12,9 +12,6 @@ from typing import Any, NamedTuple
 
 # Classes whose first tensor is their kernel; a second one is the bias.
 _WITH_KERNEL = ("conv2d", "depthwise_conv2d", "dense")
-_OPERATIONS = (
-    "keras.src.ops."  # modules of what stands among the layers of a config without being one
-)
 
 
 class Weight(NamedTuple):
@@ -56,12 +53,10 @@ def weights(tree: Mapping[str, Any], config: Any, model: str = "") -> list[Weigh
 
 
 def _described(entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The layers of a config by their KEY."""
+    """The layers of a config by their KEY; operations, which are listed too, hold no tensors."""
     counts: dict[str, int] = {}
     described = {}
     for entry in entries:
-        if str(entry.get("module")).startswith(_OPERATIONS):
-            continue
         key = _snake_case(entry["class_name"])
         counts[key] = counts.get(key, -1) + 1
         described[f"{key}_{counts[key]}" if counts[key] else key] = entry

@@ -85,10 +85,11 @@ def load_tensors(path: Path | str, model: str | None = None) -> tuple[Tensors, d
         tensors, source = _read_npz(path)
         contract = _contract(path, source)
     elif kind == "torch":
+        state = torch_file.read(path)
         try:
-            tensors, contract = torch_names.converted(torch_file.read(path))
+            tensors, contract = torch_names.converted(state)
         except UserError as error:
-            raise error if str(path) in str(error) else UserError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}") from error
     else:
         tensors = keras_h5.read(path)
     if contract and model not in (None, contract["model"]):
