@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from cxrjax import optim, runtime, step
 from cxrjax.config import Config
 from cxrjax.data.dataset import Dataset
-from cxrjax.data.resident import ResidentInput, fits
+from cxrjax.data.resident import ResidentInput, fits, take
 from cxrjax.data.tfdata import TfDataInput
 from cxrjax.errors import UserError
 from cxrjax.models import classifier, registry, weights
@@ -82,6 +82,7 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
         zoom=config.augment.zoom,
         seed=config.seed,
         steps_per_epoch=-(-len(train_labels) // config.train.batch_size),
+        stage=classifier.last_frozen_stage(model, layers),
     )
     return model, recipe, Variables(trainable, frozen, batch_stats, source)
 
@@ -91,6 +92,27 @@ def train_program(config: Config, recipe: step.Recipe) -> tuple[Any, Any]:
     train = config.train
     tx = optim.optimizer(train.optimizer, train.learning_rate, train.momentum)
     return tx, jax.jit(functools.partial(step.train_step, recipe, tx), donate_argnums=0)
+
+
+def scan_program(recipe: step.Recipe, tx: Any, field: str) -> Any:
+    """Jitted (state, rows, labels, index [n, B], mask [n, B], view) -> (state, losses [n]).
+
+    The n steps are one program over a resident set; the state passed in is used up. Every n
+    compiles anew.
+
+    Args:
+      field: of the batch that `rows` fill, see `ResidentInput`.
+    """
+
+    def run(state, rows, labels, index, mask, view):
+        def one(state, chosen):
+            index, mask = chosen
+            batch = take(field, rows, labels, index, mask, view)
+            return step.train_step(recipe, tx, state, batch)
+
+        return jax.lax.scan(one, state, (index, mask))
+
+    return jax.jit(run, donate_argnums=0)
 
 
 def init_state(variables: Variables, recipe: step.Recipe, tx: Any) -> step.TrainState:
@@ -112,7 +134,7 @@ def make_input(config: Config, data: Dataset) -> ResidentInput | TfDataInput:
     """The resident path where the set fits (or is asked for), else the tf.data path."""
     kind = config.input.path
     if kind == "auto":
-        kind = "resident" if fits(data.store.images) else "tfdata"
+        kind = "resident" if fits(data.store.images.nbytes) else "tfdata"
     make = {"resident": ResidentInput, "tfdata": TfDataInput}[kind]
     return make(data.store.images, data.store.labels)
 

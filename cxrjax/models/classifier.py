@@ -41,14 +41,17 @@ class Classifier(nnx.Module):
           x: normalised images, float [B, H, W, C] or `Grey`; with `after`, that stage's output.
           train_layers: batch-norm layers named here use, and move, the statistics of the batch; all
             others use the stored ones.
-          after: go on behind this stage of the backbone.
+          after: go on behind this stage of the backbone; behind the last, `x` are the features.
         """
-        if isinstance(x, Grey):
-            x = replace(x, pixels=x.pixels.astype(self.dtype))
-        else:
-            x = x.astype(self.dtype)
+        x = self.cast(x)
         maps = self.backbone.stages(x, train_layers=train_layers, after=after)
-        return maps[next(reversed(maps))]
+        return maps[next(reversed(maps))] if maps else x  # type: ignore[return-value]
+
+    def cast(self, x: Any) -> Any:
+        """`x`, an array or `Grey`, in the compute dtype."""
+        if isinstance(x, Grey):
+            return replace(x, pixels=x.pixels.astype(self.dtype))
+        return x.astype(self.dtype)
 
     def classify(
         self,
@@ -141,3 +144,20 @@ def trainable_layer_names(classifier: Classifier, n: int) -> frozenset[str]:
             "layers; -1 trains all of them."
         )
     return frozenset(layers if n < 0 else layers[len(layers) - n :])
+
+
+def last_frozen_stage(classifier: Classifier, trained: frozenset[str]) -> str | None:
+    """The last stage of the backbone whose output no trained layer reaches; None: there is none.
+
+    A layer without parameters counts as neither: what follows the last frozen parameter without a
+    trained one, such as a pooling, is still a function of the image alone.
+
+    Args:
+      trained: names of layers, as `trainable_layer_names` gives them.
+    """
+    backbone = classifier.backbone
+    has_parameters = split(classifier)[1]["backbone"].keys()
+    positions = {name: i for i, name in enumerate(backbone.layers)}
+    first = min((positions[name] for name in trained & has_parameters), default=len(positions))
+    names = [name for name, _ in backbone.chain() if positions[name] < first]
+    return names[-1] if names else None
