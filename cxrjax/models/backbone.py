@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cxrjax.models.batch_norm import LINEAR, RELU
 from cxrjax.models.layers import BatchNorm, Conv, DepthwiseConv, Grey, Identity
 
 TrainLayers = frozenset[str]  # batch-norm layers that use, and move, the statistics of the batch
@@ -63,11 +64,13 @@ class Backbone(nnx.Module):
             raise ValueError(f"there is no stage {after!r}")
         return maps
 
-    def _norm(self, x: jax.Array, name: str, train: TrainLayers) -> jax.Array:
-        return getattr(self, name)(x, train=name in train)
+    def _norm(
+        self, x: jax.Array, name: str, train: TrainLayers, activation: str = LINEAR
+    ) -> jax.Array:
+        return getattr(self, name)(x, train=name in train, activation=activation)
 
     def _norm_relu(self, x: jax.Array, name: str, train: TrainLayers) -> jax.Array:
-        return jax.nn.relu(self._norm(x, name, train))
+        return self._norm(x, name, train, RELU)
 
     def _conv(self, rng: np.random.Generator, name: str, shape: tuple, **options: Any) -> None:
         setattr(self, name, Conv(rng, shape, **options))
@@ -95,7 +98,7 @@ def fold(backbone: Backbone, keep: TrainLayers = NONE) -> None:
             continue
         conv: Conv | DepthwiseConv = getattr(backbone, conv_name)
         bn: BatchNorm = getattr(backbone, bn_name)
-        factor = bn.factor(bn.var[...])
+        factor = bn.factor()
         bias = conv.bias[...] if conv.use_bias else jnp.zeros_like(bn.bias[...])
         # A depthwise kernel [h, w, C, 1] has its output channels on the third axis.
         along = (1, 1, -1, 1) if isinstance(conv, DepthwiseConv) else (1, 1, 1, -1)

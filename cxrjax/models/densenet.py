@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax.models.backbone import Backbone, Stage, TrainLayers
+from cxrjax.models.batch_norm import RELU, Moments, moments
 from cxrjax.models.layers import Grey
 from cxrjax.models.lowering import average_pool, max_pool, zero_pad
 
@@ -65,22 +66,58 @@ class DenseNet121(Backbone):
         # Zeros pad as well as -inf would: the values before are not negative.
         yield "pool1", lambda x, train: max_pool(zero_pad(x, 1), 3, 2)
         for stage, count in enumerate(_BLOCKS, start=2):
+            known = _GrowingMoments()
             for block in range(1, count + 1):
                 name = f"conv{stage}_block{block}"
-                yield f"{name}_concat", functools.partial(self._block, name)
+                yield f"{name}_concat", functools.partial(self._block, name, known)
             if stage < len(_BLOCKS) + 1:
-                yield f"pool{stage}_pool", functools.partial(self._transition, f"pool{stage}")
-        yield "relu", lambda x, train: self._norm_relu(x, "bn", train)
+                name = f"pool{stage}"
+                yield f"{name}_pool", functools.partial(self._transition, name, known)
+        yield "relu", lambda x, train: self._norm_grown(x, "bn", train, known)
 
     def _stem(self, x: jax.Array | Grey, train: TrainLayers) -> jax.Array:
         return self._norm_relu(self.conv1_conv(x), "conv1_bn", train)
 
-    def _block(self, name: str, x: jax.Array, train: TrainLayers) -> jax.Array:
-        grown = getattr(self, f"{name}_1_conv")(self._norm_relu(x, f"{name}_0_bn", train))
-        grown = getattr(self, f"{name}_2_conv")(self._norm_relu(grown, f"{name}_1_bn", train))
+    def _block(
+        self, name: str, known: _GrowingMoments, x: jax.Array, train: TrainLayers
+    ) -> jax.Array:
+        grown = self._norm_grown(x, f"{name}_0_bn", train, known)
+        grown = getattr(self, f"{name}_1_conv")(grown)
+        grown = self._norm_relu(grown, f"{name}_1_bn", train)
+        grown = getattr(self, f"{name}_2_conv")(grown)
+        known.add(grown)
         return jnp.concatenate([x, grown], axis=-1)
 
-    def _transition(self, name: str, x: jax.Array, train: TrainLayers) -> jax.Array:
+    def _transition(
+        self, name: str, known: _GrowingMoments, x: jax.Array, train: TrainLayers
+    ) -> jax.Array:
         # Keras convolves, then pools; both are linear, and this order convolves a quarter.
-        x = average_pool(self._norm_relu(x, f"{name}_bn", train))
+        x = average_pool(self._norm_grown(x, f"{name}_bn", train, known))
         return getattr(self, f"{name}_conv")(x)
+
+    def _norm_grown(
+        self, x: jax.Array, name: str, train: TrainLayers, known: _GrowingMoments
+    ) -> jax.Array:
+        at_hand = known.of(x) if name in train else None
+        return getattr(self, name)(x, train=name in train, activation=RELU, known=at_hand)
+
+
+class _GrowingMoments:
+    """Moments of a dense block's channels: each is computed once, though many layers read it."""
+
+    def __init__(self) -> None:
+        self._known: Moments | None = None
+        self._new: list[jax.Array] = []
+
+    def add(self, grown: jax.Array) -> None:
+        """Notes maps that are appended to the block's."""
+        self._new.append(grown)
+
+    def of(self, x: jax.Array) -> Moments:
+        """Moments of the maps so far, `x`."""
+        known = moments(x) if self._known is None else self._known
+        for grown in self._new if self._known is not None else ():
+            parts = zip(known, moments(grown), strict=True)
+            known = Moments(*(jnp.concatenate(pair) for pair in parts))
+        self._known, self._new = known, []
+        return known

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from cxrjax.models.backbone import Backbone, Stage, TrainLayers
-from cxrjax.models.layers import DepthwiseConv, Grey, relu6
+from cxrjax.models.batch_norm import RELU6
+from cxrjax.models.layers import DepthwiseConv, Grey
 
 _STEM, _LAST, _EXPANSION = 32, 1280, 6
 # Output channels and stride of each block; the first does not expand.
@@ -79,7 +80,7 @@ class MobileNetV2(Backbone):
         yield "out_relu", lambda x, train: self._unit(x, "Conv_1", "Conv_1_bn", train)
 
     def _unit(self, x: jax.Array | Grey, conv: str, bn: str, train: TrainLayers) -> jax.Array:
-        return relu6(self._norm(getattr(self, conv)(x), bn, train))
+        return self._norm(getattr(self, conv)(x), bn, train, RELU6)
 
     def _block(self, name: str, adds: bool, x: jax.Array, train: TrainLayers) -> jax.Array:
         y = x
