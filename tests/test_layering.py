@@ -49,7 +49,7 @@ def imported(tree):
 
 
 def group(name):
-    """The unit a module belongs to: itself at the top level, its folder inside data, models or bench."""
+    """The unit a module belongs to: itself at the top level, else the folder it lies in."""
     return name if name in LEVEL else name.split(".")[0]
 
 

@@ -32,7 +32,9 @@ class Prepared(NamedTuple):
     finish: Callable[[], dict[str, Any]]
 
 
-def serve(prepare: Callable[[dict[str, Any]], Prepared], told: type[BaseException]) -> int:
+def serve(
+    prepare: Callable[[dict[str, Any]], Prepared], told: type[BaseException] | tuple[()] = ()
+) -> int:
     """Speaks the protocol above on standard input and output; returns the exit code.
 
     Args:

@@ -62,7 +62,7 @@ def prepare(job: dict[str, Any]) -> Prepared:
 def _train(
     job: dict[str, Any], config: Config, make_batches: Callable[..., Iterator[Any]]
 ) -> tuple[dict[str, Any], Callable[[], tuple[float, int]]]:
-    """The jitted train step over a stream of batches; the loss is waited for at the window's end."""
+    """The jitted train step over a stream of batches; a window ends when the device is done."""
     import jax
 
     from cxrjax import build
