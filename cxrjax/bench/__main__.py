@@ -88,7 +88,7 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f"--compare needs one of the rows {', '.join(job.COMPARABLE)} in --rows.")
     if arguments.steps < 0 or arguments.windows < 1:
         raise UserError("--steps must be 0 or more and --windows 1 or more.")
-    python = dict(_peer_python(text, job.PEERS) for text in arguments.peer_python)
+    python = dict(map(job.peer_python, arguments.peer_python))
     folder = Path(arguments.json or ".").absolute().parent
     if not os.access(folder, os.W_OK):  # told now rather than after minutes of measuring
         raise UserError(f"cannot write to {folder}; choose another --json.")
@@ -108,18 +108,6 @@ def _run(argv: Sequence[str]) -> int:
             log.write_json(Path(arguments.json), result)
     print(summary.table(result))
     return 0
-
-
-def _peer_python(text: str, known: Sequence[str]) -> tuple[str, str]:
-    from cxrjax.errors import UserError
-
-    peer, equals, path = text.partition("=")
-    if not equals or peer not in known or not Path(path).is_file():
-        raise UserError(
-            f"--peer-python {text!r} must be PEER=PATH, with a peer of {', '.join(known)} and the "
-            "path of a Python interpreter."
-        )
-    return peer, path
 
 
 if __name__ == "__main__":

@@ -42,6 +42,21 @@ def choose(text: str, known: Sequence[str], option: str) -> tuple[str, ...]:
     return names
 
 
+def peer_python(text: str) -> tuple[str, str]:
+    """(peer, interpreter) of PEER=PATH.
+
+    Raises:
+      UserError: when it is anything else.
+    """
+    peer, _, path = text.partition("=")
+    if peer not in PEERS or not os.path.isfile(path):
+        raise UserError(
+            f"--peer-python {text!r} must be PEER=PATH, with a peer of {', '.join(PEERS)} and the "
+            "path of a Python interpreter."
+        )
+    return peer, path
+
+
 def class_names(config: Config) -> tuple[str, ...]:
     """The classes as far as the configuration tells them without data.
 

@@ -18,8 +18,9 @@ _TAIL = 2000  # characters of a failed process's standard error that are worth k
 class ProcessFailed(Exception):
     """A benchmarked process broke down; `log` is the end of its standard error."""
 
-    def __init__(self, text: str, log: str = ""):
-        super().__init__(text)
+    def __init__(self, name: str, text: str, log: str):
+        super().__init__(f"{name}: {text}")
+        self.name = name
         self.log = log
 
 
@@ -28,6 +29,7 @@ class Measured:
 
     def __init__(
         self,
+        name: str,
         command: Sequence[str],
         job: Mapping[str, Any],
         env: Mapping[str, str],
@@ -37,8 +39,10 @@ class Measured:
         """Starts the process; `facts` waits until it is ready.
 
         Args:
+          name: of the process, for messages.
           seconds: after which a silent process is given up, for preparation and for each window.
         """
+        self._name = name
         self._seconds = seconds
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
@@ -90,20 +94,21 @@ class Measured:
         in_time = late.is_alive()
         late.cancel()
         if not in_time:
-            raise ProcessFailed(f"no answer within {self._seconds:.0f} s", self._last_words())
+            raise self._failed(f"no answer within {self._seconds:.0f} s")
         if not line:
-            raise ProcessFailed(f"ended with code {self._process.wait()}", self._last_words())
+            raise self._failed(f"ended with code {self._process.wait()}")
         answer = json.loads(line)
         if answer.get("told"):
             raise UserError(answer["error"])
         if "error" in answer:
-            raise ProcessFailed(answer["error"], self._last_words())
+            raise self._failed(answer["error"])
         return answer
 
-    def _last_words(self) -> str:
+    def _failed(self, text: str) -> ProcessFailed:
         size = self._errors.seek(0, 2)
         self._errors.seek(max(0, size - _TAIL))
-        return self._errors.read().decode(errors="replace").strip()
+        log = self._errors.read().decode(errors="replace").strip()
+        return ProcessFailed(self._name, text, log)
 
 
 def peer_script(peer: str) -> Path:

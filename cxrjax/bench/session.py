@@ -29,6 +29,7 @@ class Settings:
     window_seconds: float = 2.0
     patience_seconds: float = 3600.0  # a process silent for longer is given up
     python: Mapping[str, str] = field(default_factory=dict)  # interpreter of a peer; else our own
+    go_on: bool = False  # a peer that breaks down is noted instead of raised
 
 
 def check(config: Config, rows: Sequence[str]) -> None:
@@ -118,12 +119,18 @@ def measure_row(
         config.augment.update(shift=0.0, rotation=0.0, zoom=0.0)
     with _ours(config, row, settings, alone=not peers) as ours:
         facts = ours.facts()
-        rates = [ours.window() for _ in range(0 if peers else settings.windows)]
-        compared = {}
+        rates, compared = [], {}
         for peer in peers:
             log.say(f"measuring {row} against {peer}")
-            ours_then, compared[peer] = _against(ours, facts, config, row, peer, settings)
-            rates += ours_then
+            try:
+                meanwhile, compared[peer] = _against(ours, facts, config, row, peer, settings)
+                rates += meanwhile
+            except ProcessFailed as error:
+                if error.name != peer or not settings.go_on:
+                    raise
+                compared[peer] = {"error": str(error), "log": error.log}
+        if not rates:
+            rates = [ours.window() for _ in range(settings.windows)]
         facts |= ours.finish()
     for unwanted in ("device", "versions", "platform"):
         facts.pop(unwanted, None)
@@ -154,15 +161,12 @@ def _against(
     environment = dict(os.environ)
     if peer.startswith("keras-"):
         environment["KERAS_BACKEND"] = peer.removeprefix("keras-")
-    try:
-        with Measured(
-            command, described, environment, seconds=settings.patience_seconds
-        ) as process:
-            theirs = process.facts()
-            pairs = list(interleaved(ours, process, settings.windows))
-            theirs |= process.finish()
-    except ProcessFailed as error:
-        raise ProcessFailed(f"the peer {peer} failed: {error}", error.log) from error
+    with Measured(
+        peer, command, described, environment, seconds=settings.patience_seconds
+    ) as process:
+        theirs = process.facts()
+        pairs = list(interleaved(ours, process, settings.windows))
+        theirs |= process.finish()
     mine, others = ([pair[i] for pair in pairs] for i in (0, 1))
     return mine, {
         "images_per_second": spread(others),
@@ -185,7 +189,7 @@ def _ours(config: Config, row: str, settings: Settings, *, alone: bool) -> Measu
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     command = [sys.executable, "-m", "cxrjax.bench.worker"]
     described = _describe(config, row, settings)
-    return Measured(command, described, environment, seconds=settings.patience_seconds)
+    return Measured(row, command, described, environment, seconds=settings.patience_seconds)
 
 
 def _describe(config: Config, row: str, settings: Settings) -> dict[str, Any]:

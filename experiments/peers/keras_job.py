@@ -19,7 +19,6 @@ from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-_BEGUN = time.perf_counter()
 
 import keras
 import keras_network
@@ -78,7 +77,6 @@ def main() -> None:
     result = model.evaluate(sets["test"], verbose=0, return_dict=True)
     summary = {
         "epoch_seconds": clock.seconds,  # training and validation
-        "seconds": time.perf_counter() - _BEGUN,
         "n": {name: len(rows) for name, rows in splits.items()},
         "parameters": keras_network.parameters(model),
         "loss": history.history["loss"],
