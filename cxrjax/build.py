@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from cxrjax import optim, runtime, step
 from cxrjax.config import Config
 from cxrjax.data.dataset import Dataset
-from cxrjax.data.resident import ResidentInput, fits
+from cxrjax.data.resident import ResidentInput, fits, take
 from cxrjax.data.tfdata import TfDataInput
 from cxrjax.errors import UserError
 from cxrjax.models import classifier, registry, weights
@@ -45,18 +45,20 @@ def check(config: Config) -> Path | None:
 
 def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]:
     """The network with its weights, and the recipe its steps are compiled for."""
-    spec = registry.spec(config.model.name)
+    tensors, source = {}, None
+    if (path := check(config)) is not None:
+        tensors, source = weights.load_tensors(path)
+    contract = (source or {}).get("contract")
+    spec = registry.spec(config.model.name).with_contract(contract)
     model = classifier.build(
         config.model,
         len(data.classes),
-        spec.channels,
-        config.seed,
+        contract=contract,
+        seed=config.seed,
         dtype=jnp.dtype(config.train.precision),
     )
     graphdef, params, batch_stats = classifier.split(model)
-    source = None
-    if (path := check(config)) is not None:
-        tensors, source = weights.load_tensors(path)
+    if source is not None:
         try:
             params, batch_stats = weights.assign(params, batch_stats, tensors)
         except UserError as error:
@@ -68,7 +70,6 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
     recipe = step.Recipe(
         graphdef=graphdef,
         n_classes=len(data.classes),
-        channels=spec.channels,
         mean=(data.mean,) * spec.channels if by_dataset else spec.mean,
         std=(data.std,) * spec.channels if by_dataset else spec.std,
         train_layers=layers,
@@ -81,6 +82,7 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
         zoom=config.augment.zoom,
         seed=config.seed,
         steps_per_epoch=-(-len(train_labels) // config.train.batch_size),
+        stage=classifier.last_frozen_stage(model, layers),
     )
     return model, recipe, Variables(trainable, frozen, batch_stats, source)
 
@@ -90,6 +92,27 @@ def train_program(config: Config, recipe: step.Recipe) -> tuple[Any, Any]:
     train = config.train
     tx = optim.optimizer(train.optimizer, train.learning_rate, train.momentum)
     return tx, jax.jit(functools.partial(step.train_step, recipe, tx), donate_argnums=0)
+
+
+def scan_program(recipe: step.Recipe, tx: Any, field: str) -> Any:
+    """Jitted (state, rows, labels, index [n, B], mask [n, B], view) -> (state, losses [n]).
+
+    The n steps are one program over a resident set; the state passed in is used up. Every n
+    compiles anew.
+
+    Args:
+      field: of the batch that `rows` fill, see `ResidentInput`.
+    """
+
+    def run(state, rows, labels, index, mask, view):
+        def one(state, chosen):
+            index, mask = chosen
+            batch = take(field, rows, labels, index, mask, view)
+            return step.train_step(recipe, tx, state, batch)
+
+        return jax.lax.scan(one, state, (index, mask))
+
+    return jax.jit(run, donate_argnums=0)
 
 
 def init_state(variables: Variables, recipe: step.Recipe, tx: Any) -> step.TrainState:
@@ -111,7 +134,7 @@ def make_input(config: Config, data: Dataset) -> ResidentInput | TfDataInput:
     """The resident path where the set fits (or is asked for), else the tf.data path."""
     kind = config.input.path
     if kind == "auto":
-        kind = "resident" if fits(data.store.images) else "tfdata"
+        kind = "resident" if fits(data.store.images.nbytes) else "tfdata"
     make = {"resident": ResidentInput, "tfdata": TfDataInput}[kind]
     return make(data.store.images, data.store.labels)
 

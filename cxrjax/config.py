@@ -67,6 +67,11 @@ def default() -> Config:
     config.train.patience = 5  # epochs without a better validation loss before stopping; 0: never
     config.train.precision = "float32"  # float32 | bfloat16 (activations; parameters stay float32)
 
+    config.cache = ConfigDict()  # maps of frozen layers, computed once for each image
+    config.cache.prefix = True  # where layers are frozen and nothing is augmented, or views is set
+    config.cache.views = 0  # augmented views stored of each image; 0: augmented images run anew
+    config.cache.dtype = "float32"  # float32 | bfloat16 (half the room)
+
     config.eval = ConfigDict()
     config.eval.batch_size = 64
     config.eval.resamples = 2000  # bootstrap resamples behind each 95 % interval
@@ -240,6 +245,7 @@ def validate(config: Config) -> None:
         "train.optimizer": OPTIMIZERS,
         "train.class_weights": CLASS_WEIGHTS,
         "train.precision": PRECISIONS,
+        "cache.dtype": PRECISIONS,
     }.items():
         value = fields(config)[field]
         if value not in choices:
@@ -279,6 +285,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.learning_rate": (0, 100),
     "train.momentum": (0, 1),
     "train.patience": (0, _HUGE),
+    "cache.views": (0, 1000),
     "eval.batch_size": (1, 65536),
     "eval.resamples": (100, 1_000_000),
 }
@@ -294,6 +301,12 @@ def _validate_effect(config: Config) -> None:
     if config.train.momentum and config.train.optimizer != "sgd":
         raise UserError(
             f"config field train.momentum is for sgd, not {config.train.optimizer}; leave it at 0."
+        )
+    augmented = config.augment.shift or config.augment.rotation or config.augment.zoom
+    if config.cache.views and not augmented:
+        raise UserError(
+            "config field cache.views stores augmented views and nothing is augmented; set "
+            "augment.shift, rotation or zoom, or leave it at 0."
         )
 
 

@@ -7,16 +7,18 @@ import functools
 import math
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 
-from cxrjax import build, evaluation, log, optim, runtime, step
+from cxrjax import build, evaluation, log, optim, prefix, runtime, step
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset
+from cxrjax.data.resident import ResidentInput
 from cxrjax.errors import UserError
 from cxrjax.run_folder import RunFolder
 
@@ -31,7 +33,12 @@ class Training:
         tx, self._train_step = build.train_program(config, self.recipe)
         self._eval_step = jax.jit(functools.partial(step.eval_step, self.recipe))
         self.state = build.init_state(variables, self.recipe, tx)
-        self.input = build.make_input(config, data)
+        self.tx = tx
+        self.input = self._images = build.make_input(config, data)
+        if prefix.applies(config, self.recipe):
+            images = self._images.batches
+            self.input = prefix.frozen_maps(config, self.recipe, data, images, variables)
+        self._scans: dict[str, Any] = {}  # of a field of the batch
         self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
         self.note: dict[str, Any] = {
             "finished": False,
@@ -54,7 +61,7 @@ class Training:
             "model": self.config.model.name,
             "classes": list(self.data.classes),
             "image_size": self.config.data.image_size,
-            "channels": self.recipe.channels,
+            "channels": len(self.recipe.mean),
             "mean": list(self.recipe.mean),
             "std": list(self.recipe.std),
             "pretrained": variables.source,
@@ -95,6 +102,7 @@ class Training:
         """Trains until the last epoch or until validation loss stops improving."""
         config = self.config.train
         with _StopSignals() as stop, jax.transfer_guard("disallow"):
+            self._prepare(stop)
             while not self.note["finished"]:
                 epoch = len(self.note["history"]) // 2
                 train = self._train_epoch(epoch, stop)
@@ -113,6 +121,17 @@ class Training:
                 if stop.requested:
                     self._interrupt()
 
+    def _prepare(self, stop: _StopSignals) -> None:
+        """Stores the maps of frozen layers that training needs: not those of the test split."""
+        if not isinstance(self.input, prefix.FrozenMaps) or self.note["finished"]:
+            return
+        views = min(self.config.cache.views, self.config.train.epochs)
+        for view in range(1, views + 1) if views else (0,):
+            self.input.prepare(self.train_positions, view, lambda: stop.requested)
+        self.input.prepare(self.data.splits["validation"], 0, lambda: stop.requested)
+        if stop.requested:
+            self._interrupt()
+
     def _interrupt(self) -> NoReturn:
         log.say("stopping")
         self.checkpoints.wait()
@@ -121,23 +140,28 @@ class Training:
         )
 
     def _train_epoch(self, epoch: int, stop: _StopSignals) -> dict[str, Any]:
+        config = self.config
         plan = batches.training_plan(
-            self.train_positions, self.config.train.batch_size, self.config.seed, epoch
+            self.train_positions,
+            config.train.batch_size,
+            config.seed,
+            epoch,
+            config.cache.views if isinstance(self.input, prefix.FrozenMaps) else 0,
         )
         done = int(jax.device_get(self.state.step)) - epoch * plan.steps
-        images = int(plan.mask[done:].sum())
+        counts = plan.mask[done:].sum(1)
         before, start, first = self.note["epoch_seconds"], time.perf_counter(), None
-        previous = None
-        what = f"epoch {epoch + 1}/{self.config.train.epochs}"
-        with log.progress_bar(total=images, what=what, unit="images") as bar:
-            for taken, batch in enumerate(self.input.batches(plan, done)):
-                self.state, loss = self._train_step(self.state, batch)
-                # Looking at the loss one step late keeps the device busy meanwhile.
+        previous, taken = None, 0
+        what = f"epoch {epoch + 1}/{config.train.epochs}"
+        with log.progress_bar(total=int(counts.sum()), what=what, unit="images") as bar:
+            for losses, steps in self._steps(plan, done):
+                # Looking at the loss one dispatch late keeps the device busy meanwhile.
                 if previous is not None:
                     self._check_finite(previous, epoch)
                     first = first or (time.perf_counter(), taken)
-                previous = loss
-                bar.update(int(plan.mask[done + taken].sum()))
+                previous = losses
+                bar.update(int(counts[taken : taken + steps].sum()))
+                taken += steps
                 if stop.requested:
                     self.note["epoch_seconds"] = before + time.perf_counter() - start
                     self.save()
@@ -146,9 +170,31 @@ class Training:
             self._check_finite(previous, epoch)
         end = time.perf_counter()
         rate = None
-        if first is not None and first[1] < plan.steps - done:  # the first step compiles
-            rate = float(plan.mask[done + first[1] :].sum() / (end - first[0]))
-        return self._train_line(epoch, before + end - start, rate)
+        if first is not None:  # what was dispatched first compiles
+            rate = float(counts[first[1] :].sum() / (end - first[0]))
+        elif epoch > 0 and done == 0:  # the whole epoch was one dispatch
+            rate = float(counts.sum() / (end - start))
+        return self._train_line(epoch, before + end - start, rate or None)
+
+    def _steps(self, plan: batches.Plan, done: int) -> Iterator[tuple[jax.Array, int]]:
+        """Takes the plan's steps from `done` on; yields losses and number of each dispatch."""
+        at_once, source = runtime.steps_per_dispatch(), self.input
+        if isinstance(source, prefix.FrozenMaps):
+            source = source.resident()
+        if at_once == 1 or not isinstance(source, ResidentInput):
+            for batch in self.input.batches(plan, done):
+                self.state, loss = self._train_step(self.state, batch)
+                yield loss, 1
+            return
+        if source.field not in self._scans:
+            self._scans[source.field] = build.scan_program(self.recipe, self.tx, source.field)
+        run = self._scans[source.field]
+        view = jax.device_put(np.int32(plan.view))
+        for start in range(done, plan.steps, at_once):
+            part = slice(start, start + at_once)
+            chosen = jax.device_put((plan.index[part], plan.mask[part]))
+            self.state, losses = run(self.state, source.rows, source.labels, *chosen, view)
+            yield losses, len(plan.index[part])
 
     def _train_line(self, epoch: int, seconds: float, rate: float | None) -> dict[str, Any]:
         totals = jax.device_get(self.state.totals)
@@ -194,7 +240,7 @@ class Training:
             self.note["epochs_since_best"] += 1
 
     def _check_finite(self, loss: jax.Array | float, epoch: int) -> None:
-        if not math.isfinite(float(jax.device_get(loss))):
+        if not np.isfinite(jax.device_get(loss)).all():
             raise UserError(
                 f"training diverged in epoch {epoch + 1} (the loss is not finite); lower "
                 f"--config.train.learning_rate ({self.config.train.learning_rate:g}) and choose "

@@ -12,6 +12,9 @@ from cxrjax import losses, optim
 from cxrjax.data import augment
 from cxrjax.data.batches import Batch
 from cxrjax.models import classifier
+from cxrjax.models.backbone import fold
+from cxrjax.models.layers import Grey
+from cxrjax.models.lowering import global_average_pool
 
 _DROPOUT_STREAM = 2**31 - 1  # no epoch has this number, so augmentation never shares a key
 
@@ -32,8 +35,7 @@ class Recipe(NamedTuple):
 
     graphdef: Any  # of the classifier
     n_classes: int
-    channels: int
-    mean: tuple[float, ...]  # per input channel, on the [0, 1] scale of pixels
+    mean: tuple[float, ...]  # per channel of the network's input, on the [0, 1] scale of pixels
     std: tuple[float, ...]
     train_layers: frozenset[str]  # backbone layers whose batch norm uses batch statistics
     class_weights: tuple[float, ...]
@@ -43,6 +45,7 @@ class Recipe(NamedTuple):
     zoom: float
     seed: int
     steps_per_epoch: int
+    stage: str | None = None  # the last that is frozen; `maps` of a batch are its output
 
 
 def no_totals(n_classes: int) -> dict[str, jax.Array]:
@@ -52,17 +55,21 @@ def no_totals(n_classes: int) -> dict[str, jax.Array]:
     return {"loss": jnp.zeros([], jnp.float32), "correct": zeros, "support": zeros + 0}
 
 
-def normalize(
-    images: jax.Array, channels: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> jax.Array:
-    """Grey pixels [B, H, W, 1] on the 0..255 scale to network input, float32 [B, H, W, channels].
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Grey:
+    """Grey pixels [B, H, W, 1] on the 0..255 scale to network input of C channels.
 
-    Every channel receives the same grey value, then its own (x / 255 - mean) / std.
+    Every channel stands for the same grey value x, then its own (x / 255 - mean) / std.
+
+    Args:
+      mean, std: C numbers each, on the [0, 1] scale.
     """
-    scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
-    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    grey = jnp.broadcast_to(images.astype(jnp.float32), (*images.shape[:3], channels))
-    return grey * scale[None, None, None] - offset[None, None, None]
+    # The shared part is near mean 0, deviation 1, which bfloat16 can hold; the rest is small.
+    m, s = sum(mean) / len(mean), sum(std) / len(std)
+    return Grey(
+        pixels=images.astype(jnp.float32) * (1 / (255 * s)) - m / s,
+        scale=tuple(s / own for own in std),
+        offset=tuple((m - own) / deviation for own, deviation in zip(mean, std, strict=True)),
+    )
 
 
 def train_step(
@@ -78,14 +85,7 @@ def train_step(
       the next state, and the batch's loss (float32 [], penalty included).
     """
     epoch = state.step // recipe.steps_per_epoch
-    images = augment.augment(
-        augment.example_keys(recipe.seed, epoch, batch["index"]),
-        batch["image"],
-        shift=recipe.shift,
-        rotation_degrees=recipe.rotation,
-        zoom=recipe.zoom,
-    )
-    inputs = normalize(images, recipe.channels, recipe.mean, recipe.std)
+    inputs = _inputs(recipe, batch, epoch)
     dropout_key = jax.random.fold_in(
         jax.random.fold_in(jax.random.key(recipe.seed), _DROPOUT_STREAM), state.step
     )
@@ -95,7 +95,8 @@ def train_step(
         model = classifier.merge(
             recipe.graphdef, optim.combine(params, state.frozen), state.batch_stats
         )
-        maps = model.features(inputs, train_layers=recipe.train_layers)
+        after = recipe.stage if "maps" in batch else None
+        maps = model.features(inputs, train_layers=recipe.train_layers, after=after)
         logits = model.classify(maps, train=True, key=dropout_key)
         per_example = losses.cross_entropy(logits, batch["label"])
         # As Keras averages: class weights scale the sum, the divisor is the number of examples.
@@ -119,6 +120,26 @@ def train_step(
         totals=_add_totals(recipe, state.totals, logits, data_loss, batch),
     )
     return next_state, loss
+
+
+def _inputs(recipe: Recipe, batch: Batch, epoch: jax.Array | None = None) -> Grey | jax.Array:
+    """The network's input: stored maps where the batch holds some, else its normalised images.
+
+    Args:
+      epoch: int32 [], augments the images; None leaves them as they are.
+    """
+    if "maps" in batch:
+        return batch["maps"]
+    images = batch["image"]  # type: ignore[typeddict-item]
+    if epoch is not None:
+        images = augment.augment(
+            augment.example_keys(recipe.seed, epoch, batch["index"]),
+            images,
+            shift=recipe.shift,
+            rotation_degrees=recipe.rotation,
+            zoom=recipe.zoom,
+        )
+    return normalize(images, recipe.mean, recipe.std)
 
 
 def _l2_penalty(factor: float, head: dict[str, Any]) -> jax.Array | float:
@@ -152,7 +173,37 @@ def eval_step(
       probabilities float32 [B, K] and unweighted cross-entropy float32 [B]; rows where the batch's
       mask is False are to be dropped by the caller.
     """
-    inputs = normalize(batch["image"], recipe.channels, recipe.mean, recipe.std)
     model = classifier.merge(recipe.graphdef, optim.combine(params, frozen), batch_stats)
-    logits = model.classify(model.features(inputs))
+    fold(model.backbone)
+    after = recipe.stage if "maps" in batch else None
+    logits = model.classify(model.features(_inputs(recipe, batch), after=after))
     return losses.probabilities(logits), losses.cross_entropy(logits, batch["label"])
+
+
+def prefix_step(
+    recipe: Recipe,
+    dtype: str,
+    augmented: bool,
+    params: optim.Params,
+    frozen: optim.Params,
+    batch_stats: dict[str, Any],
+    batch: Batch,
+    epoch: jax.Array,
+) -> jax.Array:
+    """Output of the frozen stages, up to `recipe.stage`, for one batch of images.
+
+    Args:
+      recipe, dtype, augmented: static; dtype is that of the result.
+      params, frozen, batch_stats: the whole network's.
+      epoch: int32 [], whose augmentation the images get, if any.
+    Returns:
+      [B, h, w, C]; pooled to [B, 1, 1, C] where the stage is the last, since the head pools first.
+    """
+    model = classifier.merge(recipe.graphdef, optim.combine(params, frozen), batch_stats)
+    fold(model.backbone, recipe.train_layers)
+    inputs = model.cast(_inputs(recipe, batch, epoch if augmented else None))
+    maps = model.backbone.stages(inputs)
+    chosen = maps[recipe.stage]
+    if recipe.stage == next(reversed(maps)):
+        chosen = global_average_pool(chosen)[:, None, None]
+    return chosen.astype(dtype)

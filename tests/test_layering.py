@@ -16,7 +16,7 @@ LAYERS = [
     {"optim", "run_folder", "data", "models"},
     {"step"},
     {"figures"},
-    {"evaluation", "build"},
+    {"evaluation", "build", "prefix"},
     {"loop"},
     {"bench"},
     {"cli", "main", "convert", "__main__", "data.__main__", "bench.__main__"},

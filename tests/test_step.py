@@ -23,7 +23,7 @@ def small_config():
 
 
 def make(settings, *, weights=(1.0,) * CLASSES, layers=None, **changes):
-    model = classifier.build(settings.model, CLASSES, 1, seed=3, dtype=settings.train.precision)
+    model = classifier.build(settings.model, CLASSES, seed=3, dtype=settings.train.precision)
     graphdef, params, batch_stats = classifier.split(model)
     if layers is None:
         layers = classifier.trainable_layer_names(model, settings.model.trainable_layers)
@@ -31,7 +31,6 @@ def make(settings, *, weights=(1.0,) * CLASSES, layers=None, **changes):
     recipe = step.Recipe(
         graphdef=graphdef,
         n_classes=CLASSES,
-        channels=1,
         mean=(0.5,),
         std=(0.25,),
         train_layers=layers,
@@ -125,7 +124,7 @@ def test_normalisation_equals_keras_preprocessing(convention, mean, std):
         np.repeat(images, 3, axis=-1).astype(np.float32), mode=convention
     )
     np.testing.assert_allclose(
-        step.normalize(jnp.asarray(images), 3, mean, std), theirs, rtol=1e-5, atol=1e-5
+        step.normalize(jnp.asarray(images), mean, std).colour(), theirs, rtol=1e-5, atol=1e-5
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 class Batch(TypedDict):
     """What a step receives; images stay uint8 until they are inside the jitted step."""
 
-    image: jax.Array  # uint8 [B, H, W, 1]
+    image: NotRequired[jax.Array]  # uint8 [B, H, W, 1]
+    maps: NotRequired[jax.Array]  # [B, h, w, C], in the place of images: see `cxrjax.prefix`
     label: jax.Array  # int32 [B]
     index: jax.Array  # int32 [B], position in the store
     mask: jax.Array  # bool [B], False where the row only fills up the last batch
@@ -22,13 +23,16 @@ class Plan(NamedTuple):
 
     index: np.ndarray  # int32 [steps, B]
     mask: np.ndarray  # bool [steps, B]
+    view: int = 0  # which stored view of the images, where maps are stored; 0: not augmented
 
     @property
     def steps(self) -> int:
         return len(self.index)
 
 
-def training_plan(positions: np.ndarray, batch_size: int, seed: int, epoch: int) -> Plan:
+def training_plan(
+    positions: np.ndarray, batch_size: int, seed: int, epoch: int, views: int = 0
+) -> Plan:
     """A shuffled pass; the order is a function of (seed, epoch) alone.
 
     The last batch is filled up with further examples of the same permutation, masked out of loss
@@ -36,9 +40,10 @@ def training_plan(positions: np.ndarray, batch_size: int, seed: int, epoch: int)
 
     Args:
       positions: int [N], the split's positions in the store.
+      views: number of augmented views that are stored; epochs take them in turn.
     """
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(positions)
-    return _fold(order, batch_size)
+    return _fold(order, batch_size, 1 + epoch % views if views else 0)
 
 
 def evaluation_plan(positions: np.ndarray, batch_size: int) -> Plan:
@@ -46,9 +51,9 @@ def evaluation_plan(positions: np.ndarray, batch_size: int) -> Plan:
     return _fold(np.asarray(positions), batch_size)
 
 
-def _fold(order: np.ndarray, batch_size: int) -> Plan:
+def _fold(order: np.ndarray, batch_size: int, view: int = 0) -> Plan:
     steps = -(-len(order) // batch_size)
     total = steps * batch_size
     index = np.resize(order, total).astype(np.int32).reshape(steps, batch_size)
     mask = (np.arange(total) < len(order)).reshape(steps, batch_size)
-    return Plan(index, mask)
+    return Plan(index, mask, view)

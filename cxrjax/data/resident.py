@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 
@@ -12,8 +13,8 @@ import numpy as np
 from cxrjax.data.batches import Batch, Plan
 
 
-def fits(images: np.ndarray) -> bool:
-    """Whether the uint8 set takes no more than half of the device's (on CPU: the free) memory."""
+def fits(n_bytes: int) -> bool:
+    """Whether an array takes no more than half of the device's (on CPU: the free) memory."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         # macOS does not tell how much is free; there the whole memory stands for it.
@@ -21,7 +22,7 @@ def fits(images: np.ndarray) -> bool:
         available = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
     else:
         available = (device.memory_stats() or {}).get("bytes_limit", 0)
-    return images.nbytes <= available // 2
+    return n_bytes <= available // 2
 
 
 class ResidentInput:
@@ -29,22 +30,40 @@ class ResidentInput:
 
     name = "resident"
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray):
-        """Copies the set to the device: images uint8 [N, H, W], labels int32 [N]."""
-        self._images = jax.device_put(np.asarray(images))
-        self._labels = jax.device_put(np.asarray(labels, np.int32))
+    def __init__(self, rows: np.ndarray, labels: np.ndarray, field: str = "image"):
+        """Copies the set to the device.
+
+        Args:
+          rows: uint8 images [N, H, W], or stored maps [views * N, h, w, C].
+          labels: int [N].
+          field: of the batch that the rows fill, "image" or "maps".
+        """
+        self.rows = jax.device_put(np.asarray(rows))
+        self.labels = jax.device_put(np.asarray(labels, np.int32))
+        self.field = field
 
     def batches(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         """Yields the plan's batches from step `start` on."""
+        view = jax.device_put(np.int32(plan.view))
         for index, mask in zip(plan.index[start:], plan.mask[start:], strict=True):
-            yield _take(self._images, self._labels, *jax.device_put((index, mask)))
+            yield _take(self.field, self.rows, self.labels, *jax.device_put((index, mask)), view)
 
 
-@jax.jit
-def _take(images: jax.Array, labels: jax.Array, index: jax.Array, mask: jax.Array) -> Batch:
-    return {
-        "image": jnp.take(images, index, axis=0)[..., None],
-        "label": jnp.take(labels, index, axis=0),
-        "index": index,
-        "mask": mask,
-    }
+def take(
+    field: str,
+    rows: jax.Array,
+    labels: jax.Array,
+    index: jax.Array,
+    mask: jax.Array,
+    view: jax.Array,
+) -> Batch:
+    """Gathers a batch: the arrays of `ResidentInput`, index int32 [B], mask bool [B], view []."""
+    if field == "image":
+        taken = jnp.take(rows, index, axis=0)[..., None]
+    else:  # the views lie one after the other
+        taken = jnp.take(rows, view * labels.shape[0] + index, axis=0)
+    batch: Batch = {"label": jnp.take(labels, index, axis=0), "index": index, "mask": mask}
+    return batch | {field: taken}  # type: ignore[return-value]
+
+
+_take = functools.partial(jax.jit, static_argnums=0)(take)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +13,9 @@ from flax import nnx
 
 from cxrjax.errors import UserError
 from cxrjax.models import registry
+from cxrjax.models.backbone import Backbone, fold
 from cxrjax.models.head import Head
+from cxrjax.models.layers import Grey
 
 Tree = dict[str, Any]  # {"backbone": {layer: {tensor: array}}, "head": {layer: {tensor: array}}}
 
@@ -19,26 +23,35 @@ Tree = dict[str, Any]  # {"backbone": {layer: {tensor: array}}, "head": {layer: 
 class Classifier(nnx.Module):
     """logits = classify(features(images)); Grad-CAM is the gradient of `classify` at the maps."""
 
-    def __init__(self, backbone: nnx.Module, head: Head, dtype: Any):
+    def __init__(self, backbone: Backbone, head: Head, dtype: Any):
         self.backbone: Any = backbone
         self.head = head
         self.dtype = jnp.dtype(dtype).name
 
     def features(
         self,
-        x: jax.Array,
+        x: jax.Array | Grey,
         *,
         train_layers: frozenset[str] = frozenset(),
+        after: str | None = None,
     ) -> jax.Array:
-        """Last convolutional maps: float [B, H, W, C], normalised -> [B, h, w, F] in `self.dtype`.
+        """Last convolutional maps [B, h, w, F] in `self.dtype`.
 
         Args:
+          x: normalised images, float [B, H, W, C] or `Grey`; with `after`, that stage's output.
           train_layers: batch-norm layers named here use, and move, the statistics of the batch; all
             others use the stored ones.
+          after: go on behind this stage of the backbone; behind the last, `x` are the features.
         """
-        x = x.astype(self.dtype)
-        maps = self.backbone.stages(x, train_layers=train_layers)
-        return maps[next(reversed(maps))]
+        x = self.cast(x)
+        maps = self.backbone.stages(x, train_layers=train_layers, after=after)
+        return maps[next(reversed(maps))] if maps else x  # type: ignore[return-value]
+
+    def cast(self, x: Any) -> Any:
+        """`x`, an array or `Grey`, in the compute dtype."""
+        if isinstance(x, Grey):
+            return replace(x, pixels=x.pixels.astype(self.dtype))
+        return x.astype(self.dtype)
 
     def classify(
         self,
@@ -59,7 +72,8 @@ class Classifier(nnx.Module):
 def build(
     config: Any,
     n_classes: int,
-    channels: int | None = None,
+    *,
+    contract: Mapping[str, Any] | None = None,
     seed: int = 0,
     dtype: Any = "float32",
 ) -> Classifier:
@@ -68,19 +82,35 @@ def build(
     Args:
       config: the `model` section of the configuration (a ConfigDict).
       n_classes: K >= 2; with two classes and `head.one_logit` there is one logit.
-      channels: of the images; None: the network's own number.
+      contract: the input contract of the weights it is to hold, see `ModelSpec.with_contract`.
       dtype: compute dtype, "float32" or "bfloat16"; parameters are float32.
     Raises:
-      UserError: for an unknown network, or channels it cannot take.
+      UserError: for an unknown network, or the contract of another.
     """
-    entry = registry.spec(config.name)
-    if channels not in (None, entry.channels) and entry.parameters is not None:
-        raise UserError(f"{entry.name} takes {entry.channels} channels, not {channels}.")
+    entry = registry.spec(config.name).with_contract(contract)
     for_backbone, for_head = np.random.default_rng(seed).spawn(2)
-    options = {"filters": config.filters} if entry.name == "baseline" else {}
-    backbone = entry.load()(for_backbone, channels=channels or entry.channels, **options)
+    options: dict[str, Any] = {"filters": config.filters} if entry.name == "baseline" else {}
+    if entry.convention != "keras":
+        options["convention"] = entry.convention
+    backbone = entry.load()(for_backbone, channels=entry.channels, **options)
     n_logits = 1 if config.head.one_logit and n_classes == 2 else n_classes
     return Classifier(backbone, Head(for_head, backbone.features, n_logits, config.head), dtype)
+
+
+def folded(
+    classifier: Classifier, params: Tree, batch_stats: Tree, keep: frozenset[str] = frozenset()
+) -> tuple[Any, Tree, Tree]:
+    """The same classifier for inference, as `split` gives it: see `backbone.fold`.
+
+    Args:
+      classifier: of the structure wanted; its own arrays are not used.
+      params, batch_stats: left unchanged.
+      keep: layers that are trained and so stay as they are.
+    """
+    graphdef, _, _ = split(classifier)
+    model = merge(graphdef, params, batch_stats)
+    fold(model.backbone, keep)
+    return split(model)
 
 
 def split(classifier: Classifier) -> tuple[Any, Tree, Tree]:
@@ -114,3 +144,20 @@ def trainable_layer_names(classifier: Classifier, n: int) -> frozenset[str]:
             "layers; -1 trains all of them."
         )
     return frozenset(layers if n < 0 else layers[len(layers) - n :])
+
+
+def last_frozen_stage(classifier: Classifier, trained: frozenset[str]) -> str | None:
+    """The last stage of the backbone whose output no trained layer reaches; None: there is none.
+
+    A layer without parameters counts as neither: what follows the last frozen parameter without a
+    trained one, such as a pooling, is still a function of the image alone.
+
+    Args:
+      trained: names of layers, as `trainable_layer_names` gives them.
+    """
+    backbone = classifier.backbone
+    has_parameters = split(classifier)[1]["backbone"].keys()
+    positions = {name: i for i, name in enumerate(backbone.layers)}
+    first = min((positions[name] for name in trained & has_parameters), default=len(positions))
+    names = [name for name, _ in backbone.chain() if positions[name] < first]
+    return names[-1] if names else None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from cxrjax.models.layers import BatchNorm, Conv, average_pool, max_pool, zero_pad
+from cxrjax.models.backbone import Backbone, Stage, TrainLayers
+from cxrjax.models.layers import Grey
+from cxrjax.models.lowering import average_pool, max_pool, zero_pad
 
 _BLOCKS = (6, 12, 24, 16)
 _GROWTH, _STEM = 32, 64
-_EPSILON = 1.001e-5
 
 
 def _layer_names() -> tuple[str, ...]:
@@ -27,21 +30,27 @@ def _layer_names() -> tuple[str, ...]:
     return (*names, "bn", "relu")
 
 
-class DenseNet121(nnx.Module):
-    """Without top: 7,037,504 parameters, 427 layers, 1024 maps at 1/32 of the input's sides."""
+class DenseNet121(Backbone):
+    """Without top: 7,037,504 parameters, 427 layers, 1024 maps at 1/32 of the input's sides.
+
+    Stages: "conv1_relu", "pool1", "conv2_block1_concat", ..., "pool2_pool", ..., "relu".
+    """
 
     layers: tuple[str, ...] = _layer_names()
 
-    def __init__(self, rng: np.random.Generator, *, channels: int = 3):
-        self.conv1_conv = Conv(rng, (7, 7, channels, _STEM), stride=2, padding="VALID")
-        self._bn("conv1_bn", _STEM)
+    def __init__(self, rng: np.random.Generator, *, channels: int = 3, convention: str = "keras"):
+        torch = convention == "torch"
+        super().__init__(1e-5 if torch else 1.001e-5, 0.9 if torch else 0.99)
+        padding = ((3, 3), (3, 3))
+        self._conv(rng, "conv1_conv", (7, 7, channels, _STEM), stride=2, padding=padding)
+        self._bn("conv1_bn", _STEM, after="conv1_conv")
         n = _STEM
         for stage, count in enumerate(_BLOCKS, start=2):
             for block in range(1, count + 1):
                 name = f"conv{stage}_block{block}"
                 self._bn(f"{name}_0_bn", n)
                 self._conv(rng, f"{name}_1_conv", (1, 1, n, 4 * _GROWTH))
-                self._bn(f"{name}_1_bn", 4 * _GROWTH)
+                self._bn(f"{name}_1_bn", 4 * _GROWTH, after=f"{name}_1_conv")
                 self._conv(rng, f"{name}_2_conv", (3, 3, 4 * _GROWTH, _GROWTH))
                 n += _GROWTH
             if stage < len(_BLOCKS) + 1:
@@ -51,44 +60,27 @@ class DenseNet121(nnx.Module):
         self._bn("bn", n)
         self.features = n
 
-    def stages(
-        self,
-        x: jax.Array,
-        *,
-        train_layers: frozenset[str] = frozenset(),
-    ) -> dict[str, jax.Array]:
-        """Output of stem, dense blocks and transitions by Keras layer name, in order.
-
-        Args:
-          x: float [B, H, W, 3], normalised by the `torch` convention; sides of 32 pixels or more.
-          train_layers: batch-norm layers named here use, and move, batch statistics.
-        Returns:
-          "conv1_relu", "pool1", "conv2_block1_concat", ..., "pool2_pool", ..., and last the
-          features, "relu" [B, H/32, W/32, 1024].
-        """
-
-        def normalised(name: str, x: jax.Array) -> jax.Array:
-            return jax.nn.relu(getattr(self, name)(x, train=name in train_layers))
-
-        maps = {}
-        x = self.conv1_conv(zero_pad(x, 3))
-        maps["conv1_relu"] = x = normalised("conv1_bn", x)
+    def chain(self) -> Iterator[tuple[str, Stage]]:
+        yield "conv1_relu", self._stem
         # Zeros pad as well as -inf would: the values before are not negative.
-        maps["pool1"] = x = max_pool(zero_pad(x, 1), 3, 2)
+        yield "pool1", lambda x, train: max_pool(zero_pad(x, 1), 3, 2)
         for stage, count in enumerate(_BLOCKS, start=2):
             for block in range(1, count + 1):
                 name = f"conv{stage}_block{block}"
-                grown = getattr(self, f"{name}_1_conv")(normalised(f"{name}_0_bn", x))
-                grown = getattr(self, f"{name}_2_conv")(normalised(f"{name}_1_bn", grown))
-                maps[f"{name}_concat"] = x = jnp.concatenate([x, grown], axis=-1)
+                yield f"{name}_concat", functools.partial(self._block, name)
             if stage < len(_BLOCKS) + 1:
-                x = getattr(self, f"pool{stage}_conv")(normalised(f"pool{stage}_bn", x))
-                maps[f"pool{stage}_pool"] = x = average_pool(x)
-        maps["relu"] = normalised("bn", x)
-        return maps
+                yield f"pool{stage}_pool", functools.partial(self._transition, f"pool{stage}")
+        yield "relu", lambda x, train: self._norm_relu(x, "bn", train)
 
-    def _conv(self, rng: np.random.Generator, name: str, shape: tuple) -> None:
-        setattr(self, name, Conv(rng, shape))
+    def _stem(self, x: jax.Array | Grey, train: TrainLayers) -> jax.Array:
+        return self._norm_relu(self.conv1_conv(x), "conv1_bn", train)
 
-    def _bn(self, name: str, n: int) -> None:
-        setattr(self, name, BatchNorm(n, epsilon=_EPSILON))
+    def _block(self, name: str, x: jax.Array, train: TrainLayers) -> jax.Array:
+        grown = getattr(self, f"{name}_1_conv")(self._norm_relu(x, f"{name}_0_bn", train))
+        grown = getattr(self, f"{name}_2_conv")(self._norm_relu(grown, f"{name}_1_bn", train))
+        return jnp.concatenate([x, grown], axis=-1)
+
+    def _transition(self, name: str, x: jax.Array, train: TrainLayers) -> jax.Array:
+        # Keras convolves, then pools; both are linear, and this order convolves a quarter.
+        x = average_pool(self._norm_relu(x, f"{name}_bn", train))
+        return getattr(self, f"{name}_conv")(x)

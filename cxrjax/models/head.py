@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from cxrjax.models.layers import BatchNorm, Dense, dropout, global_average_pool
+from cxrjax.models.layers import BatchNorm, Dense, dropout
+from cxrjax.models.lowering import global_average_pool
 
 
 class Head(nnx.Module):

@@ -1,4 +1,4 @@
-"""Convolution, dense layer, batch norm, dropout and pooling, with Keras' constants and initials.
+"""Convolution, dense layer, batch norm and dropout, with Keras' constants and initials.
 
 Parameters are float32 and are cast to the dtype of the input, so the compute dtype is that of the
 images; statistics of batch norm are computed in float32 whatever it is.
@@ -8,12 +8,39 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+
+from cxrjax.models import lowering
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["pixels"], meta_fields=["scale", "offset"]
+)
+@dataclass(frozen=True)
+class Grey:
+    """Grey images that stand for colour ones: channel c is pixels * scale[c] + offset[c].
+
+    A convolution takes them as they are: summing its kernel over the channels first is the same
+    function at 1/C of the work.
+    """
+
+    pixels: jax.Array  # float [B, H, W, 1]
+    scale: tuple[float, ...]  # one factor for each of the C channels
+    offset: tuple[float, ...]
+
+    def colour(self) -> jax.Array:
+        """float [B, H, W, C]."""
+        scale, offset = (
+            jnp.asarray(values, self.pixels.dtype)[None, None, None]
+            for values in (self.scale, self.offset)
+        )
+        return self.pixels * scale + offset
 
 
 def glorot_uniform(rng: np.random.Generator, shape: Sequence[int]) -> jax.Array:
@@ -26,7 +53,17 @@ def glorot_uniform(rng: np.random.Generator, shape: Sequence[int]) -> jax.Array:
     return jnp.asarray(rng.uniform(-limit, limit, shape).astype(np.float32))
 
 
-class Conv(nnx.Module):
+class _Biased(nnx.Module):
+    """A layer that may have, or be given, a bias."""
+
+    bias: nnx.Param
+    use_bias: bool
+
+    def _with_bias(self, y: jax.Array) -> jax.Array:
+        return y + _along(self.bias[...].astype(y.dtype), y) if self.use_bias else y
+
+
+class Conv(_Biased):
     """2-D convolution, NHWC, kernel [h, w, in, out]."""
 
     def __init__(
@@ -35,7 +72,7 @@ class Conv(nnx.Module):
         shape: tuple[int, int, int, int],
         *,
         stride: int = 1,
-        padding: str = "SAME",
+        padding: lowering.Padding = "SAME",
         use_bias: bool = False,
     ):
         self.kernel = nnx.Param(glorot_uniform(rng, shape))
@@ -45,16 +82,49 @@ class Conv(nnx.Module):
         self.stride = stride
         self.padding = padding
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, in] -> [B, h, w, out], in the dtype of `x`."""
-        y = lax.conv_general_dilated(
-            x,
-            self.kernel[...].astype(x.dtype),
-            (self.stride, self.stride),
-            self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    def __call__(self, x: jax.Array | Grey) -> jax.Array:
+        """[B, H, W, in], or `Grey` with `in` channels -> [B, h, w, out], in the dtype of `x`."""
+        kernel = self.kernel[...]
+        y = self._grey(x, kernel) if isinstance(x, Grey) else self._convolve(x, kernel)
+        return self._with_bias(y)
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return lowering.convolve(x, kernel.astype(x.dtype), self.stride, self.padding)
+
+    def _grey(self, x: Grey, kernel: jax.Array) -> jax.Array:
+        scale, offset = (
+            jnp.asarray(values, jnp.float32)[None, None, :, None] for values in (x.scale, x.offset)
         )
-        return y + _along(self.bias[...].astype(x.dtype), y) if self.use_bias else y
+        y = self._convolve(x.pixels, (kernel * scale).sum(2, keepdims=True))
+        if any(x.offset):
+            # Padding is zero in every channel, not the grey of the offset: hence a map of its own
+            # (of one image), which differs at the border, and not just a number.
+            plane = jnp.ones((1, *x.pixels.shape[1:]), x.pixels.dtype)
+            y = y + self._convolve(plane, (kernel * offset).sum(2, keepdims=True))
+        return y
+
+
+class DepthwiseConv(_Biased):
+    """Depthwise 2-D convolution, NHWC, kernel [h, w, channels, 1] as Keras stores it."""
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        size: int,
+        channels: int,
+        *,
+        stride: int = 1,
+        padding: lowering.Padding = "SAME",
+    ):
+        self.kernel = nnx.Param(glorot_uniform(rng, (size, size, channels, 1)))
+        self.use_bias = False
+        self.stride = stride
+        self.padding = padding
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, h, w, C], in the dtype of `x`."""
+        y = lowering.depthwise(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
+        return self._with_bias(y)
 
 
 class Dense(nnx.Module):
@@ -76,13 +146,22 @@ class BatchNorm(nnx.Module):
     Like Keras' and unlike PyTorch's, the running variance takes the biased variance of the batch.
     """
 
-    def __init__(self, n: int, *, epsilon: float = 1e-3, momentum: float = 0.99):
-        self.scale = nnx.Param(jnp.ones(n, jnp.float32))
+    def __init__(
+        self, n: int, *, epsilon: float = 1e-3, momentum: float = 0.99, use_scale: bool = True
+    ):
+        if use_scale:
+            self.scale = nnx.Param(jnp.ones(n, jnp.float32))
         self.bias = nnx.Param(jnp.zeros(n, jnp.float32))
         self.mean = nnx.BatchStat(jnp.zeros(n, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(n, jnp.float32))
         self.epsilon = epsilon
         self.momentum = momentum
+        self.use_scale = use_scale
+
+    def factor(self, var: jax.Array) -> jax.Array:
+        """scale / sqrt(var + epsilon), float32 [n]."""
+        factor = lax.rsqrt(var + self.epsilon)
+        return self.scale[...] * factor if self.use_scale else factor
 
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """[B, ..., n] -> the same shape and dtype.
@@ -103,60 +182,27 @@ class BatchNorm(nnx.Module):
                 moved = self.momentum * running[...] + (1 - self.momentum) * batch
                 # Not running[...] = moved, which would write into a numpy array of the caller.
                 running.set_value(lax.stop_gradient(moved))
-        factor = self.scale[...] * lax.rsqrt(var + self.epsilon)
-        y = (x - _along(mean, x)) * _along(factor, x) + _along(self.bias[...], x)
+        y = (x - _along(mean, x)) * _along(self.factor(var), x) + _along(self.bias[...], x)
         return y.astype(dtype)
+
+
+class Identity(nnx.Module):
+    """What is left of a batch norm that was folded into the convolution before it."""
+
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """`x` itself."""
+        return x
+
+
+def relu6(x: jax.Array) -> jax.Array:
+    """min(max(x, 0), 6); the gradient is 0 at both corners, as Keras'."""
+    return lax.clamp(jnp.zeros([], x.dtype), x, jnp.asarray(6, x.dtype))
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Sets a fraction `rate` of the elements to 0 and divides the others by 1 - rate."""
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))
-
-
-def max_pool(
-    x: jax.Array, size: int = 2, stride: int = 2, *, platform: str | None = None
-) -> jax.Array:
-    """Max pooling, no padding: [B, H, W, C] -> [B, h, w, C]. A tie's gradient goes to the first.
-
-    Args:
-      platform: "cpu" or another; None asks JAX for the one in use. On a CPU the gradient of
-        `reduce_window` (select-and-scatter) is 5 to 10 times slower than that of slices.
-    """
-    if (platform or jax.default_backend()) != "cpu":
-        window, strides = (1, size, size, 1), (1, stride, stride, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "VALID")
-    first, *others = _window_slices(x, size, stride)
-    for other in others:
-        # Not jnp.maximum, which shares the gradient of a tie; the second term passes NaN on.
-        first = jnp.where((first >= other) | (first != first), first, other)
-    return first
-
-
-def average_pool(x: jax.Array, size: int = 2) -> jax.Array:
-    """Mean over `size` x `size` windows, no overlap or padding: [B, H, W, C] -> [B, h, w, C]."""
-    return functools.reduce(jnp.add, _window_slices(x, size, size)) / size**2
-
-
-def global_average_pool(x: jax.Array) -> jax.Array:
-    """[B, h, w, C] -> float32 [B, C]."""
-    return x.mean((1, 2), dtype=jnp.float32)
-
-
-def zero_pad(x: jax.Array, width: int) -> jax.Array:
-    """[B, H, W, C] -> [B, H + 2 width, W + 2 width, C]."""
-    return jnp.pad(x, ((0, 0), (width, width), (width, width), (0, 0)))
-
-
-def _window_slices(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
-    """The size² strided views of `x` that hold one element of every window each, row by row."""
-    rows = (x.shape[1] - size) // stride + 1
-    columns = (x.shape[2] - size) // stride + 1
-    return [
-        x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
 
 
 def _along(vector: jax.Array, x: jax.Array) -> jax.Array:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cxrjax.errors import UserError
 
 _KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HALF = (0.5, 0.5, 0.5)  # x / 127.5 - 1
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class ModelSpec:
     parameters: int | None  # of the backbone, batch statistics included; None: set by the config
     citation: str
     weights_url: str | None = None  # the Keras release, without top
-    weights_md5: str | None = None
+    weights_md5: str | None = None  # as Keras publishes it; None where it publishes none
+    convention: str = "keras"  # whose constants and padding: keras | torch
 
     @property
     def weights_file(self) -> str | None:
@@ -41,6 +43,29 @@ class ModelSpec:
         """The backbone class, imported now: called as backbone(rng, channels=..., ...)."""
         module, name = self.backbone.split(":")
         return getattr(importlib.import_module(module), name)
+
+    def with_contract(self, contract: Mapping[str, Any] | None) -> ModelSpec:
+        """This network under the input contract that a weight file carries; None changes nothing.
+
+        Raises:
+          UserError: when the weights are another network's.
+        """
+        if contract is None:
+            return self
+        if contract["model"] != self.name:
+            raise UserError(
+                f"the weights are those of {contract['model']}, not of {self.name}; set "
+                f"--config.model.name={contract['model']} or choose other weights."
+            )
+        return replace(
+            self,
+            input_size=contract["input_size"],
+            channels=contract["channels"],
+            mean=tuple(contract["mean"]),
+            std=tuple(contract["std"]),
+            preprocessing=contract["preprocessing"],
+            convention=contract["convention"],
+        )
 
 
 _SPECS = (
@@ -71,6 +96,52 @@ _SPECS = (
         citation="Huang et al. 2017, arXiv 1608.06993",
         weights_url=f"{_KERAS}/densenet/densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
         weights_md5="30ee3e1110167f948a6b9946edeeb738",
+    ),
+    ModelSpec(
+        name="resnet50v2",
+        backbone="cxrjax.models.resnet:ResNet50V2",
+        input_size=224,
+        smallest=32,
+        channels=3,
+        mean=_HALF,
+        std=_HALF,
+        preprocessing="tf",
+        cam_layer="post_relu",
+        parameters=23_564_800,
+        citation="He et al. 2016, arXiv 1603.05027",
+        weights_url=f"{_KERAS}/resnet/resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        weights_md5="fac2f116257151a9d068a22e544a4917",
+    ),
+    ModelSpec(
+        name="mobilenetv2",
+        backbone="cxrjax.models.mobilenet:MobileNetV2",
+        input_size=224,
+        smallest=32,
+        channels=3,
+        mean=_HALF,
+        std=_HALF,
+        preprocessing="tf",
+        cam_layer="out_relu",
+        parameters=2_257_984,
+        citation="Sandler et al. 2018, arXiv 1801.04381",
+        weights_url=f"{_KERAS}/mobilenet_v2/"
+        "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5",
+    ),
+    ModelSpec(
+        name="inceptionv3",
+        backbone="cxrjax.models.inception:InceptionV3",
+        input_size=299,
+        smallest=75,
+        channels=3,
+        mean=_HALF,
+        std=_HALF,
+        preprocessing="tf",
+        cam_layer="mixed10",
+        parameters=21_802_784,
+        citation="Szegedy et al. 2016, arXiv 1512.00567",
+        weights_url=f"{_KERAS}/inception_v3/"
+        "inception_v3_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        weights_md5="bcbd6486424b2319ff4ef7d526e38f63",
     ),
 )
 

@@ -1,0 +1,231 @@
+"""Maps of the frozen layers, computed once for each image and kept: an input path of its own.
+
+With the first layers frozen their output is a pure function of the image, so training can start
+behind them. Without augmentation this is exact. With it, K views of each image are stored and taken
+in turn, epoch by epoch; with K at least the number of epochs that is exact too.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax import log, runtime, step
+from cxrjax.config import Config
+from cxrjax.data.batches import Batch, Plan, evaluation_plan
+from cxrjax.data.dataset import Dataset
+from cxrjax.data.resident import ResidentInput, fits
+from cxrjax.errors import writing
+from cxrjax.models import lowering
+
+FORMAT = 1  # of the files; also counts changes of what is in them
+_REMEDY = "choose another CXRJAX_CACHE or set --config.cache.prefix=False"
+_SAVE_EVERY = 16  # batches between two notes of what is done
+
+Images = Callable[[Plan], Iterator[Batch]]
+Run = Callable[[Batch, int], jax.Array]  # images, view -> maps
+
+
+class MapsFile:
+    """[views * N, h, w, C] on disk, filled row by row, and a note of which rows are."""
+
+    def __init__(self, path: Path, rows: int, shape: tuple[int, ...], dtype: Any):
+        """Opens or creates `path`.maps and `path`.done.npy.
+
+        Raises:
+          UserError: when the folder cannot be written.
+        """
+        self.rows, self.shape, self.dtype = rows, shape, np.dtype(dtype)
+        self._maps, self._done = path.with_suffix(".maps"), path.with_suffix(".done.npy")
+        self._row_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        with writing(path.parent, _REMEDY):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._maps, "ab") as file:
+                # Sparse: what is not computed takes no room.
+                file.truncate(rows * self._row_bytes)
+        self.done = self._noted()
+
+    def write(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Writes `values` [n, h, w, C] to `rows` int [n]; `save` then notes them.
+
+        Not through the memory map: on a full disk a map kills the process.
+        """
+        with writing(self._maps, _REMEDY), open(self._maps, "r+b") as file:
+            for row, value in zip(rows, np.ascontiguousarray(values, self.dtype), strict=True):
+                file.seek(int(row) * self._row_bytes)
+                file.write(value.tobytes())
+            file.flush()
+        self.done[rows] = True
+
+    def save(self) -> None:
+        """Notes on disk which rows are written, those of other processes included."""
+        with writing(self._done, _REMEDY), open(self._maps, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            os.fsync(file.fileno())
+            self.done |= self._noted()
+            with log.replacing(self._done, "wb") as note:
+                np.save(note, self.done)
+
+    def map(self) -> np.ndarray:
+        """The rows, memory-mapped for reading."""
+        return np.memmap(self._maps, self.dtype, "r", shape=(self.rows, *self.shape))
+
+    def _noted(self) -> np.ndarray:
+        try:
+            done = np.load(self._done, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            done = np.zeros(0, bool)  # absent or damaged: computed again
+        fitting = done.shape == (self.rows,) and done.dtype == bool
+        return done if fitting else np.zeros(self.rows, bool)
+
+
+class FrozenMaps:
+    """An input path whose batches hold stored maps instead of images."""
+
+    name = "frozen maps"
+
+    def __init__(self, images: Images, labels: np.ndarray, run: Run, file: MapsFile, batch: int):
+        """Keeps what is needed to compute maps; nothing is computed yet.
+
+        Args:
+          images: plan -> batches with images.
+          labels: int [N].
+          run: compiled prefix.
+          batch: images to compute at once.
+        """
+        self._images, self._labels, self._run, self._file = images, labels, run, file
+        self._batch = batch
+        self._resident: ResidentInput | None = None
+
+    def prepare(self, positions: np.ndarray, view: int, should_stop: Callable[[], bool]) -> None:
+        """Computes and stores the maps of `positions` in a view that are not there yet.
+
+        Returns early, with what is done kept, when `should_stop()`.
+        """
+        rows = view * len(self._labels) + np.asarray(positions)
+        missing = np.asarray(positions)[~self._file.done[rows]]
+        if not len(missing):
+            return
+        self._resident = None
+        plan = evaluation_plan(missing, min(self._batch, len(missing)))
+        what = f"frozen layers, view {view}" if view else "frozen layers"
+        waiting: list[tuple[np.ndarray, jax.Array]] = []
+        with log.progress_bar(total=len(missing), what=what, unit="images") as bar:
+
+            def store() -> None:
+                index, maps = waiting.pop(0)
+                self._file.write(
+                    view * len(self._labels) + index, jax.device_get(maps)[: len(index)]
+                )
+                bar.update(len(index))
+
+            for at, batch in enumerate(self._images(plan)):
+                waiting.append((plan.index[at][plan.mask[at]], self._run(batch, view)))
+                if len(waiting) > 1:  # the device computes the next batch meanwhile
+                    store()
+                if at % _SAVE_EVERY == _SAVE_EVERY - 1:
+                    self._file.save()
+                if should_stop():
+                    break
+            while waiting:
+                store()
+        self._file.save()
+
+    def batches(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
+        """Yields the plan's batches from step `start` on; computes what is missing first."""
+        self.prepare(np.unique(plan.index), plan.view, lambda: False)
+        if (resident := self.resident()) is not None:
+            yield from resident.batches(plan, start)
+            return
+        maps, previous = self._file.map(), None
+        for index, mask in zip(plan.index[start:], plan.mask[start:], strict=True):
+            rows = maps[plan.view * len(self._labels) + index]
+            labels = self._labels[index].astype(np.int32)
+            following = jax.device_put(
+                {"maps": rows, "label": labels, "index": index, "mask": mask}
+            )
+            if previous is not None:
+                yield previous
+            previous = following
+        if previous is not None:
+            yield previous
+
+    def resident(self) -> ResidentInput | None:
+        """All maps as a set on the device, where it is an accelerator with room for them."""
+        if lowering.is_cpu() or not fits(self._file.map().nbytes):
+            return None
+        if self._resident is None:
+            self._resident = ResidentInput(self._file.map(), self._labels, "maps")
+        return self._resident
+
+
+def applies(config: Config, recipe: step.Recipe) -> bool:
+    """Whether a run trains on stored maps: there is a frozen stage, and views are well defined."""
+    augmented = bool(recipe.shift or recipe.rotation or recipe.zoom)
+    return (
+        bool(config.cache.prefix)
+        and recipe.stage is not None
+        and (not augmented or config.cache.views > 0)
+    )
+
+
+def frozen_maps(
+    config: Config, recipe: step.Recipe, data: Dataset, images: Images, variables: Any
+) -> FrozenMaps:
+    """The input path of stored maps for a run.
+
+    They are kept under a key of everything they depend on: pixels, the frozen arrays themselves,
+    the input contract, the stage, the augmentation of stored views and the storage type.
+
+    Args:
+      variables: `build.Variables` of the run.
+    """
+    whole = (variables.trainable, variables.frozen, variables.batch_stats)
+    augmented = bool(recipe.shift or recipe.rotation or recipe.zoom)
+    dtype = config.cache.dtype
+    compiled = {
+        kind: jax.jit(functools.partial(step.prefix_step, recipe, dtype, kind))
+        for kind in (False, True)
+    }
+
+    def run(batch: Batch, view: int) -> jax.Array:
+        return compiled[view > 0](*whole, batch, jax.device_put(np.int32(max(view - 1, 0))))
+
+    side = config.data.image_size
+    image = jax.ShapeDtypeStruct((1, side, side, 1), jnp.uint8)
+    index = jax.ShapeDtypeStruct((1,), jnp.int32)
+    epoch = jax.ShapeDtypeStruct((), jnp.int32)
+    shape = jax.eval_shape(compiled[False], *whole, {"image": image, "index": index}, epoch).shape
+    rows = len(data.store.labels) * (1 + config.cache.views * augmented)
+    key = _key(config, recipe, data, variables, augmented, rows)
+    path = runtime.cache_root(config.data.cache) / "maps" / key
+    file = MapsFile(path, rows, shape[1:], jnp.dtype(dtype))
+    return FrozenMaps(images, data.store.labels, run, file, config.eval.batch_size)
+
+
+def _key(
+    config: Config, recipe: step.Recipe, data: Dataset, variables: Any, augmented: bool, rows: int
+) -> str:
+    digest, dtype = hashlib.sha256(), config.cache.dtype
+    views = (recipe.shift, recipe.rotation, recipe.zoom, recipe.seed) if augmented else ()
+    contract = (variables.source or {}).get("contract")
+    described = [FORMAT, data.store.key, rows, recipe.stage, recipe.mean, recipe.std, dtype]
+    described += [views, config.model.name, config.train.precision, contract]
+    digest.update(json.dumps(described).encode())
+    frozen = (variables.frozen["backbone"], variables.batch_stats.get("backbone", {}))
+    for tree in frozen:
+        for layer in sorted(tree):
+            for name, array in sorted(tree[layer].items()):
+                digest.update(f"{layer}/{name}".encode())
+                digest.update(np.ascontiguousarray(jax.device_get(array)).data)
+    return digest.hexdigest()[:20]

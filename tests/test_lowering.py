@@ -1,0 +1,101 @@
+"""Every lowering that a platform may choose, against the plain operation: values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cxrjax.models.lowering import average_pool, average_pool_same, depthwise, max_pool
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    height=st.integers(3, 9),
+    width=st.integers(3, 9),
+    window=st.sampled_from([(2, 2), (3, 2)]),  # size, stride
+    seed=st.integers(0, 2**16),
+)
+def test_max_pool_by_slices_equals_reduce_window_in_value_and_gradient(height, width, window, seed):
+    rng = np.random.default_rng(seed)
+    # Few levels, so that most windows hold ties; both lowerings must break them alike.
+    x = rng.integers(-2, 3, (2, height, width, 3)).astype(np.float32)
+    shape = (2, (height - window[0]) // 2 + 1, (width - window[0]) // 2 + 1, 3)
+    cotangent = rng.normal(size=shape).astype(np.float32)
+
+    def value_and_gradient(platform):
+        pool = functools.partial(max_pool, size=window[0], stride=2, platform=platform)
+        value, pull_back = jax.vjp(pool, x)
+        return value, pull_back(cotangent)[0]
+
+    (sliced, ours), (reduced, theirs) = jax.jit(
+        lambda: (value_and_gradient("cpu"), value_and_gradient("gpu"))
+    )()
+    np.testing.assert_array_equal(sliced, reduced)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_max_pool_passes_nan_on(platform):
+    for place in range(4):
+        x = np.zeros(4, np.float32)
+        x[place] = np.nan
+        assert np.isnan(max_pool(jnp.asarray(x).reshape(1, 2, 2, 1), platform=platform)).all()
+
+
+def test_pools_equal_keras_on_odd_sides():
+    keras = pytest.importorskip("keras")
+    x = np.random.default_rng(0).normal(size=(2, 9, 7, 3)).astype(np.float32)
+    np.testing.assert_allclose(average_pool(x), keras.layers.AveragePooling2D(2)(x), rtol=1e-5)
+    np.testing.assert_array_equal(max_pool(x), keras.layers.MaxPooling2D(2)(x))
+    np.testing.assert_array_equal(max_pool(x, 3, 2), keras.layers.MaxPooling2D(3, strides=2)(x))
+    np.testing.assert_allclose(
+        average_pool_same(x),
+        keras.layers.AveragePooling2D(3, strides=1, padding="same")(x),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("side", [1, 2, 8])
+def test_average_pool_counts_only_what_lies_inside(side):
+    ones = jnp.ones((1, side, side + 1, 2))
+    np.testing.assert_allclose(average_pool_same(ones), ones, rtol=1e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1))])
+@pytest.mark.parametrize("shape", [(8, 8), (9, 6)])
+def test_depthwise_equals_a_convolution_for_each_channel(stride, padding, shape):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *shape, 5)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 5, 1)).astype(np.float32)
+
+    def plain(x, kernel):
+        return jnp.concatenate(
+            [
+                jax.lax.conv_general_dilated(
+                    x[..., c : c + 1],
+                    kernel[:, :, c : c + 1],
+                    (stride, stride),
+                    padding,
+                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                )
+                for c in range(5)
+            ],
+            axis=-1,
+        )
+
+    fast = functools.partial(depthwise, stride=stride, padding=padding)
+    ours, theirs = fast(x, kernel), plain(x, kernel)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    weight = rng.normal(size=theirs.shape).astype(np.float32)
+    for argument in (0, 1):
+        gradients = [
+            jax.grad(lambda *a, f=f: jnp.sum(f(*a) * weight), argument)(x, kernel)
+            for f in (fast, plain)
+        ]
+        np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-4)
