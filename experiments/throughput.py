@@ -6,7 +6,8 @@ python experiments/throughput.py --peer-python torch=/opt/torch/bin/python --bud
 Random images and weights, batch and precision by device (CPU: 32, float32, against Keras on
 TensorFlow; GPU: 256, bfloat16, against PyTorch). DenseNet121, MobileNetV2 and InceptionV3 carry
 report F's head and Adamax, ResNet50V2 and the baseline CNN report B's and Adam. Modes: full (all
-layers trained), last20, head, forward (the evaluation step). 224 pixels, the baseline 128.
+layers trained), last20, head, forward (the evaluation step); when asked for by --modes also
+last20_cached and head_cached. 224 pixels, the baseline 128.
 
 Each cell runs in processes of its own, windows of ours and of each peer in turn. Results go to
 experiments/results/throughput-<device>.json as each cell ends, and a plot beside it. Run again to
@@ -34,7 +35,10 @@ from cxrjax.models import registry
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MODELS = ("densenet121", "resnet50v2", "mobilenetv2", "inceptionv3", "baseline")
-MODES = {"full": -1, "last20": 20, "head": 0, "forward": -1}  # trainable layers
+# Trainable layers. The cached modes start behind the frozen ones, from stored maps, as training
+# without augmentation does; their peers are those of last20 and head, on images.
+MODES = {"full": -1, "last20": 20, "head": 0, "forward": -1, "last20_cached": 20, "head_cached": 0}
+_DEFAULT_MODES = "full,last20,head,forward"
 _REPORT_B = ("resnet50v2", "baseline")
 
 
@@ -47,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default=",".join(MODELS), metavar="LIST")
-    parser.add_argument("--modes", default=",".join(MODES), metavar="LIST")
+    parser.add_argument("--modes", default=_DEFAULT_MODES, metavar="LIST")
     parser.add_argument("--peers", metavar="LIST", help="'none' for ours alone; default by device")
     parser.add_argument("--batch-size", type=int, metavar="N", help="default by device")
     parser.add_argument("--precision", choices=config_lib.PRECISIONS, help="default by device")
@@ -120,7 +124,7 @@ def cells(models: Sequence[str], modes: Sequence[str]) -> Iterator[tuple[str, st
     """Every (model, mode); the baseline CNN has fewer than 20 layers."""
     for model in models:
         for mode in modes:
-            if (model, mode) != ("baseline", "last20"):
+            if model != "baseline" or "last20" not in mode:
                 yield model, mode
 
 
@@ -149,6 +153,7 @@ def configure(
         config.train.optimizer = "adamax"
         config.train.learning_rate = 1e-4
         config.train.class_weights = "balanced"
+    config.cache.dtype = precision
     config_lib.validate(config)
     return config
 
@@ -157,7 +162,8 @@ def _cell(
     config: Any, mode: str, peers: Sequence[str], settings: session.Settings, peak: dict[str, Any]
 ) -> dict[str, Any]:
     """The figures of a cell, or its error."""
-    row = "forward" if mode == "forward" else "synthetic"
+    row = "cached" if mode.endswith("cached") else "synthetic"
+    row = "forward" if mode == "forward" else row
     try:
         registry.spec(config.model.name)
         return session.measure_row(config, row, peers, settings, peak)

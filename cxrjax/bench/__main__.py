@@ -13,6 +13,7 @@ from cxrjax import cli
 _EPILOG = """\
 rows:
   synthetic   train step on one batch that stays on the device (needs no data)
+  cached      the same on stored maps of the frozen layers (needs no data)
   resident    train step fed by the resident input path
   tfdata      train step fed by the tf.data path
   end_to_end  training epochs of the real loop

@@ -15,13 +15,14 @@ from cxrjax.models import registry
 
 ROWS = {
     "synthetic": "the train step on one batch that stays on the device",
+    "cached": "the same on stored maps of the frozen layers, the peers on images",
     "resident": "the train step fed by the resident input path",
     "tfdata": "the train step fed by the tf.data path",
     "end_to_end": "training epochs of the real loop",
     "forward": "the evaluation step on one batch that stays on the device",
 }
 NEED_DATA = ("resident", "tfdata", "end_to_end")
-COMPARABLE = ("synthetic", "forward")  # rows that the peers can run
+COMPARABLE = ("synthetic", "cached", "forward")  # rows that the peers can run
 PEERS = ("keras-tensorflow", "keras-jax", "torch")
 
 

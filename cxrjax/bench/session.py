@@ -17,7 +17,7 @@ from cxrjax.bench.summary import ratios, spread
 from cxrjax.config import Config
 from cxrjax.errors import UserError
 
-_TRAINING = ("synthetic", "resident", "tfdata", "end_to_end")
+_UNCACHED = ("synthetic", "resident", "tfdata")  # rows of the train step on images
 
 
 @dataclass(frozen=True)
@@ -211,9 +211,11 @@ def _share(figures: Mapping[str, Any], peak: Mapping[str, Any]) -> float | None:
 
 
 def _share_operations(rows: list[dict[str, Any]], peak: Mapping[str, Any]) -> None:
-    """Gives the real loop, whose program is not at hand, the count of the same step elsewhere."""
-    known = [r["flop_per_image"] for r in rows if r["row"] in _TRAINING and "flop_per_image" in r]
+    """Gives rows whose program was not counted the count of the same step in another row."""
+    known = {row["row"]: row["flop_per_image"] for row in rows if row.get("flop_per_image")}
     for figures in rows:
-        if figures["row"] == "end_to_end" and known:
-            figures["flop_per_image"] = known[0]
+        same = ("cached",) if figures.get("input") == "frozen maps" else _UNCACHED
+        counts = [known[name] for name in same if name in known]
+        if figures["row"] in ("resident", "end_to_end") and counts:
+            figures.setdefault("flop_per_image", counts[0])
             figures["share_of_peak"] = _share(figures, peak)

@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 
+_RATIOS = {
+    "synthetic": ("cached", "resident", "tfdata", "end_to_end"),
+    "cached": ("end_to_end",),
+}
+
 
 def spread(rates: Sequence[float]) -> dict[str, Any]:
     """Median, extremes and interquartile range of images per second, and all windows in order."""
@@ -46,9 +51,10 @@ def table(result: Mapping[str, Any]) -> str:
                 f"  ours / {peer}: {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
             )
     rate = {row["row"]: row["images_per_second"]["median"] for row in result["rows"]}
-    for name in ("resident", "tfdata", "end_to_end"):
-        if name in rate and "synthetic" in rate:
-            lines.append(f"{name} / synthetic: {rate[name] / rate['synthetic']:.3f}")
+    for base, others in _RATIOS.items():
+        for name in others:
+            if name in rate and base in rate:
+                lines.append(f"{name} / {base}: {rate[name] / rate[base]:.3f}")
     memory = [row["peak_memory"]["of"] for row in result["rows"]]
     return "\n".join([*lines, f"peak memory is of the {' and '.join(sorted(set(memory)))}"])
 

@@ -16,12 +16,11 @@ import numpy as np
 
 from cxrjax import config as config_lib
 from cxrjax import runtime
-from cxrjax.bench.job import class_names
+from cxrjax.bench import feed
+from cxrjax.bench.job import NEED_DATA
 from cxrjax.bench.serve import Prepared, peak_memory, serve, stepped
 from cxrjax.config import Config
 from cxrjax.errors import UserError
-
-_SYNTHETIC_IMAGES = 4  # per class: enough to draw batches and class weights from
 
 
 def prepare(job: dict[str, Any]) -> Prepared:
@@ -35,9 +34,7 @@ def prepare(job: dict[str, Any]) -> Prepared:
 
     rows = {
         "peak": _peak,
-        "synthetic": functools.partial(_train, make_batches=_one_batch),
-        "resident": functools.partial(_train, make_batches=_input_batches),
-        "tfdata": functools.partial(_train, make_batches=_input_batches),
+        **dict.fromkeys(("synthetic", "cached", "resident", "tfdata"), _train),
         "end_to_end": _end_to_end,
         "forward": _forward,
     }
@@ -60,7 +57,7 @@ def prepare(job: dict[str, Any]) -> Prepared:
 
 
 def _train(
-    job: dict[str, Any], config: Config, make_batches: Callable[..., Iterator[Any]]
+    job: dict[str, Any], config: Config
 ) -> tuple[dict[str, Any], Callable[[], tuple[float, int]]]:
     """The jitted train step over a stream of batches; a window ends when the device is done."""
     import jax
@@ -68,14 +65,21 @@ def _train(
     from cxrjax import build
     from cxrjax.data import dataset
 
-    config.input.path = job["row"] if job["row"] in ("resident", "tfdata") else "auto"
-    data = _stand_in(config) if job["row"] == "synthetic" else dataset.prepare(config)
+    row = job["row"]
+    config.input.path = row if row in ("resident", "tfdata") else "auto"
+    data = dataset.prepare(config) if row in NEED_DATA else feed.data_set(config)
     _, recipe, variables = build.network(config, data)
     tx, train_step = build.train_program(config, recipe)
     state = build.init_state(variables, recipe, tx)
-    batches = make_batches(config, data)
+    if row == "resident" and runtime.steps_per_dispatch() > 1:
+        facts, window = _scan(job, config, data, recipe, tx, state)
+        return facts | _sizes(variables), window
+    if row == "cached":
+        batches = feed.one_cached_batch(config, recipe, variables)
+    else:
+        make = feed.input_batches if row in NEED_DATA else feed.one_batch
+        batches = make(config, data)
     step, facts = _compiled(train_step, (state, next(batches)), job["batch_size"])
-    facts |= _sizes(variables)
 
     def run(steps: int) -> None:
         nonlocal state
@@ -85,7 +89,47 @@ def _train(
         jax.block_until_ready((state, loss))
 
     facts["steps"], window = stepped(job, run, job["batch_size"])
-    return facts, window
+    return facts | _sizes(variables), window
+
+
+def _scan(
+    job: dict[str, Any], config: Config, data: Any, recipe: Any, tx: Any, state: Any
+) -> tuple[dict[str, Any], Callable[[], tuple[float, int]]]:
+    """Many steps in one program over the resident set, as the loop takes them on an accelerator."""
+    import jax
+
+    from cxrjax import build
+    from cxrjax.data.resident import ResidentInput
+
+    source = ResidentInput(data.store.images, data.store.labels)
+    plans = feed.plans(config, data)
+    first = next(plans)
+    at_once = min(runtime.steps_per_dispatch(), first.steps, job["steps"] or first.steps)
+
+    def parts() -> Iterator[tuple]:
+        for plan in itertools.chain([first], plans):
+            # A shorter rest would be a program of its own.
+            for start in range(0, plan.steps - at_once + 1, at_once):
+                part = slice(start, start + at_once)
+                yield jax.device_put((plan.index[part], plan.mask[part], np.int32(plan.view)))
+
+    chosen = parts()
+    program = build.scan_program(recipe, tx, source.field)
+    arrays = (source.rows, source.labels)
+    compiled, facts = _compiled(program, (state, *arrays, *next(chosen)), job["batch_size"])
+
+    def run(dispatches: int) -> None:
+        nonlocal state
+        losses = None
+        for part in itertools.islice(chosen, dispatches):
+            state, losses = compiled(state, *arrays, *part)
+        jax.block_until_ready((state, losses))
+
+    in_dispatches = job | {"steps": job["steps"] // at_once}
+    dispatches, window = stepped(in_dispatches, run, at_once * job["batch_size"])
+    # XLA counts the body of a loop once or as often as it runs: not to be relied on.
+    del facts["flop_per_image"], facts["flop_per_image_as_written"]
+    return facts | {"steps": dispatches * at_once, "steps_per_dispatch": at_once}, window
 
 
 def _forward(
@@ -96,13 +140,12 @@ def _forward(
     from cxrjax import build
     from cxrjax import step as step_lib
 
-    data = _stand_in(config)
+    data = feed.data_set(config)
     _, recipe, variables = build.network(config, data)
     arrays = build.copy_arrays((variables.trainable, variables.frozen, variables.batch_stats))
-    batch = next(_one_batch(config, data, config.eval.batch_size))
+    batch = next(feed.one_batch(config, data, config.eval.batch_size))
     evaluate = jax.jit(functools.partial(step_lib.eval_step, recipe))
     step, facts = _compiled(evaluate, (*arrays, batch), job["batch_size"])
-    facts |= _sizes(variables)
 
     def run(steps: int) -> None:
         result = None
@@ -111,7 +154,7 @@ def _forward(
         jax.block_until_ready(result)
 
     facts["steps"], window = stepped(job, run, job["batch_size"])
-    return facts, window
+    return facts | _sizes(variables), window
 
 
 def _end_to_end(
@@ -167,7 +210,10 @@ def _peak(
     product = jax.jit(jnp.matmul)
 
     def run(steps: int) -> None:
-        jax.block_until_ready([product(left, right) for _ in range(steps)][-1])
+        result = left
+        for _ in range(steps):
+            result = product(left, right)  # the one before is freed
+        jax.block_until_ready(result)
 
     _, window = stepped(job | {"window_seconds": 0.3, "steps": 0}, run, 2 * n**3)
     return {"size": n, "dtype": dtype.name}, window
@@ -198,66 +244,6 @@ def _flop(stage: Any, batch_size: int) -> float | None:
     costs = costs[0] if isinstance(costs, list) else costs
     flop = (costs or {}).get("flops", -1.0)
     return float(flop) / batch_size if flop > 0 else None
-
-
-def _stand_in(config: Config) -> Any:
-    """A `Dataset` of random images, made from the configuration alone."""
-    from cxrjax.data.dataset import Dataset
-    from cxrjax.data.store import Store
-
-    classes = class_names(config)
-    n, side = _SYNTHETIC_IMAGES * len(classes), config.data.image_size
-    nothing = (None,) * n
-    images: Any = np.random.default_rng(0).integers(0, 256, (n, side, side), np.uint8)
-    store = Store(
-        root=Path(),
-        key="",
-        classes=classes,
-        names=tuple(map(str, range(n))),
-        labels=np.arange(n, dtype=np.int32) % len(classes),
-        given_split=nothing,
-        patients=nothing,
-        sources=nothing,
-        images=images,
-        masks=None,
-        has_mask=np.zeros(n, bool),
-        skipped=(),
-    )
-    positions = np.arange(n, dtype=np.int32)
-    return Dataset(
-        store=store,
-        splits=dict.fromkeys(("train", "validation", "test"), positions),
-        groups=positions,
-        mean=0.5,
-        std=0.25,
-        audit={},
-        digest="",
-        fingerprint="",
-    )
-
-
-def _one_batch(config: Config, data: Any, batch_size: int | None = None) -> Iterator[Any]:
-    """The same batch of random images for ever, on the device."""
-    from cxrjax.data.batches import evaluation_plan
-    from cxrjax.data.resident import ResidentInput
-
-    n = batch_size or config.train.batch_size
-    positions = np.resize(data.splits["train"], n)
-    source = ResidentInput(data.store.images, data.store.labels)
-    return itertools.repeat(next(source.batches(evaluation_plan(positions, n))))
-
-
-def _input_batches(config: Config, data: Any) -> Iterator[Any]:
-    """The batches of one training epoch after another, as the loop draws them."""
-    from cxrjax import build
-    from cxrjax.data.batches import training_plan
-
-    source = build.make_input(config, data)
-    positions = data.splits["train"]
-    for epoch in itertools.count():
-        yield from source.batches(
-            training_plan(positions, config.train.batch_size, config.seed, epoch)
-        )
 
 
 def _sizes(variables: Any) -> dict[str, Any]:
