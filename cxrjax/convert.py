@@ -17,12 +17,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="cxrjax convert",
-        description="Checks a Keras .h5 weight file against a network, name by name, and writes it "
-        "as .npz with its SHA-256.",
+        description="Checks a weight file against a network, name by name, and writes it as .npz "
+        "with its SHA-256 and the input it was trained on.",
     )
-    parser.add_argument("source", nargs="?", help="Keras .h5 or cxrjax .npz file")
+    parser.add_argument(
+        "source",
+        nargs="?",
+        help="Keras .h5, .weights.h5 or .keras; PyTorch .pth or .pt of torchvision, "
+        "torchxrayvision or CheXNet (read without torch, nothing in it is executed); cxrjax .npz",
+    )
     parser.add_argument("out", nargs="?", help="the .npz file to write")
-    parser.add_argument("--model", default="densenet121", help="network the weights are for")
+    parser.add_argument("--model", help="network the weights are for (default: told from the file)")
     parser.add_argument("--list", action="store_true", help="list the networks and their weights")
     arguments = parser.parse_args(argv)
     if arguments.list:
@@ -56,25 +61,37 @@ def _list() -> int:
     return 0
 
 
-def _convert(source: str, out: str, name: str) -> int:
+def _convert(source: str, out: str, name: str | None) -> int:
     from cxrjax import config, runtime
     from cxrjax.errors import UserError
     from cxrjax.models import registry
 
-    entry = registry.spec(name)
+    if name is not None:
+        registry.spec(name)
     if not out.endswith(".npz"):
         raise UserError(f"the output file {out} must end in .npz.")
     runtime.start()
     from cxrjax.models import classifier, weights
 
+    tensors, metadata = weights.load_tensors(source, name)
+    contract = metadata["contract"]
+    name = name or (contract["model"] if contract else weights.recognised(tensors))
+    if name is None:
+        raise UserError(
+            f"{source} does not tell which network it is of; give --model "
+            f"{' or '.join(registry.names())}."
+        )
     settings = config.default()
-    settings.update_from_flattened_dict({"model.name": entry.name})
-    _, params, batch_stats = classifier.split(classifier.build(settings.model, n_classes=2))
-    tensors, metadata = weights.load_tensors(source)
-    tensors = weights.backbone_tensors(*weights.assign(params, batch_stats, tensors))
-    weights.save_npz(out, tensors, {"model": entry.name, **metadata["source"]})
+    settings.update_from_flattened_dict({"model.name": name})
+    model = classifier.build(settings.model, n_classes=2, contract=contract)
+    _, params, batch_stats = classifier.split(model)
+    try:
+        tensors = weights.backbone_tensors(*weights.assign(params, batch_stats, tensors))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    weights.save_npz(out, tensors, {**metadata["source"], "model": name, "contract": contract})
     count = sum(value.size for value in tensors.values())
-    print(f"{out}: {len(tensors)} tensors, {count:,} parameters of {entry.name}")
+    print(f"{out}: {len(tensors)} tensors, {count:,} parameters of {name}")
     return 0
 
 

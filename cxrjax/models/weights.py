@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import urllib.error
-import urllib.request
 import zipfile
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ import numpy as np
 
 from cxrjax import log
 from cxrjax.errors import UserError, writing
-from cxrjax.models import keras_h5
+from cxrjax.models import download, file_kind, keras_h5, registry, torch_file, torch_names
 from cxrjax.models.registry import ModelSpec
 
 Tensors = dict[str, np.ndarray]  # "layer/tensor" -> float32
@@ -26,9 +22,7 @@ Tree = dict[str, Any]
 
 STATISTICS = ("mean", "var")  # tensor names that are batch statistics; all others are parameters
 TOP_LAYERS = ("fc1000", "predictions")  # Keras' names of the ImageNet classifier
-_METADATA = "__metadata__"
-_CHUNK = 1 << 20
-_TIMEOUT_S = 30
+_METADATA, _DIGESTS = "__metadata__", "__sha256__"  # members of a .npz, JSON
 
 
 def find(spec: ModelSpec, weights: str, cache: Path) -> Path | None:
@@ -50,10 +44,10 @@ def find(spec: ModelSpec, weights: str, cache: Path) -> Path | None:
         if not path.is_file():
             raise UserError(
                 f"config field model.weights: {weights} does not exist; give none, imagenet or the "
-                "path of a Keras .h5 or cxrjax .npz file."
+                f"path of a weight file ({', '.join(file_kind.SUFFIXES)})."
             )
         return path
-    if spec.weights_file is None:
+    if spec.weights_url is None or spec.weights_file is None:
         raise UserError(
             f"config field model.weights: {spec.name} has no imagenet weights; use none."
         )
@@ -61,34 +55,64 @@ def find(spec: ModelSpec, weights: str, cache: Path) -> Path | None:
     if folder and (found := _in_folder(Path(folder).expanduser(), spec.weights_file)):
         return found
     cached = cache / spec.weights_file
-    return cached if cached.is_file() else _download(spec, cached)
+    if cached.is_file():
+        return cached
+    return download.fetch(spec.weights_url, cached, published=spec.weights_md5, check=keras_h5.read)
 
 
-def load_tensors(path: Path | str) -> tuple[Tensors, dict[str, Any]]:
-    """Reads a Keras .h5 or cxrjax .npz file.
+def load_tensors(path: Path | str, model: str | None = None) -> tuple[Tensors, dict[str, Any]]:
+    """Reads a file of Keras (.h5, .weights.h5, .keras), PyTorch (.pth, .pt) or cxrjax (.npz).
 
+    Args:
+      model: the network the weights are wanted for, where a file that says it is of another one
+        shall be refused.
     Returns:
-      ({"layer/tensor": float32 array}, metadata): path, sha256 and size of the file, and what the
-      .npz file itself says of its origin under "source".
+      ({"layer/tensor": float32 array}, metadata): path, sha256 and size of the file, under "source"
+      what is known of its origin, and under "contract" the network and input the weights were
+      trained for (see `torch_names.converted`), or None where the registry's entry says it.
     Raises:
-      UserError: when the file is missing, damaged or of another kind.
+      UserError: when the file is missing, damaged, of another kind or of another network.
     """
     path = Path(path)
     try:
-        digest = _digest(path, "sha256")
+        digest = download.digest(path, "sha256")
+        kind = file_kind.of(path)
     except OSError as error:
         raise UserError(f"weight file {path} cannot be read: {error.strerror}.") from error
     metadata: dict[str, Any] = {"path": str(path), "sha256": digest, "bytes": path.stat().st_size}
-    if path.suffix.lower() == ".npz":
-        tensors, metadata["source"] = _read_npz(path)
-    elif path.suffix.lower() in (".h5", ".hdf5"):
-        tensors, metadata["source"] = keras_h5.read(path), {"file": path.name, "sha256": digest}
+    source, contract = {"file": path.name, "sha256": digest}, None
+    if kind == "npz":
+        tensors, source = _read_npz(path)
+        contract = _contract(path, source)
+    elif kind == "torch":
+        state = torch_file.read(path)
+        try:
+            tensors, contract = torch_names.converted(state)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
     else:
-        raise UserError(f"weight file {path} has an unknown ending; it must be .h5 or .npz.")
+        tensors = keras_h5.read(path)
+    if contract and model not in (None, contract["model"]):
+        raise UserError(
+            f"{path} holds weights of {contract['model']}, not of {model}; name that network or "
+            "give another file."
+        )
     for name, value in tensors.items():
         if not np.isfinite(value).all():
             raise UserError(f"weight file {path}: {name} holds NaN or infinity; get it again.")
-    return tensors, metadata
+    return tensors, {**metadata, "source": source, "contract": contract}
+
+
+def recognised(tensors: Mapping[str, Any]) -> str | None:
+    """The registered network that has all the layers of `tensors`; None when not exactly one has.
+
+    The layers of an ImageNet top do not count.
+    """
+    layers = {name.split("/", 1)[0] for name in tensors} - set(TOP_LAYERS)
+    fitting = [
+        name for name in registry.names() if layers <= set(registry.spec(name).load().layers)
+    ]
+    return fitting[0] if layers and len(fitting) == 1 else None
 
 
 def assign(params: Tree, batch_stats: Tree, tensors: Tensors) -> tuple[Tree, Tree]:
@@ -132,13 +156,14 @@ def backbone_tensors(params: Tree, batch_stats: Tree) -> Tensors:
 def save_npz(
     path: Path | str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
-    """Writes tensors and JSON metadata as one uncompressed .npz, in one step.
+    """Writes tensors, the SHA-256 of each, and JSON metadata as one uncompressed .npz, in one step.
 
     Raises:
       UserError: when the folder cannot be written.
     """
     path = Path(path)
-    arrays: dict[str, Any] = {_METADATA: np.array(json.dumps(dict(metadata))), **tensors}
+    about = {_METADATA: dict(metadata), _DIGESTS: {k: _sha256(v) for k, v in tensors.items()}}
+    arrays: dict[str, Any] = {k: np.array(json.dumps(v)) for k, v in about.items()} | dict(tensors)
     with writing(path, "choose another output file"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with log.replacing(path, "wb") as file:
@@ -162,25 +187,58 @@ def _take(left: Tensors, name: str, old: Any) -> np.ndarray:
 def _read_npz(path: Path) -> tuple[Tensors, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(entry.file_size > keras_h5.MAX_BYTES for entry in archive.infolist()):
-                raise UserError(f"{path} claims a tensor too large to be one; convert it anew.")
+            if sum(entry.file_size for entry in archive.infolist()) > file_kind.MAX_BYTES:
+                raise UserError(f"{path} claims more data than weights have; convert it anew.")
         with np.load(path, allow_pickle=False) as archive:
             if _METADATA not in archive:
                 raise UserError(
                     f"{path} was not written by cxrjax.convert; convert its source anew."
                 )
-            tensors = {name: archive[name] for name in archive.files if name != _METADATA}
-            metadata = json.loads(str(archive[_METADATA]))
+            about = {
+                name: json.loads(str(archive[name]))
+                for name in (_METADATA, _DIGESTS)
+                if name in archive
+            }
+            tensors = {name: archive[name] for name in archive.files if name not in about}
     except UserError:
         raise
     except Exception as error:  # damaged archives make zipfile and numpy raise almost anything
-        raise UserError(
-            f"{path} is damaged, cut short or not a weight file; convert it anew."
-        ) from error
+        raise file_kind.damaged(path, "a cxrjax weight file") from error
+    digests = about.get(_DIGESTS)
     for name, value in tensors.items():
         if value.dtype != np.float32 or "/" not in name:
             raise UserError(f"{path}: {name} is not a float32 tensor of a layer; convert it anew.")
-    return tensors, metadata
+        if isinstance(digests, dict) and digests.get(name) != _sha256(value):
+            raise UserError(f"{path}: {name} is not as it was written (SHA-256); convert it anew.")
+    return tensors, about[_METADATA]
+
+
+def _contract(path: Path, source: Any) -> dict[str, Any] | None:
+    """The contract a .npz file states, or None; it is the file's claim and checked as such."""
+    contract = source.get("contract") if isinstance(source, dict) else None
+    if contract is None:
+        return None
+    try:
+        texts = [contract[key] for key in ("model", "convention", "preprocessing")]
+        numbers = [float(x) for key in ("mean", "std") for x in contract[key]]
+        fits = (
+            all(isinstance(text, str) for text in texts)
+            and contract["convention"] in ("keras", "torch")
+            and contract["channels"] in (1, 3)
+            and isinstance(contract["input_size"], int)
+            and len(contract["mean"]) == len(contract["std"]) == contract["channels"]
+            and np.isfinite(numbers).all()
+            and min(contract["std"]) > 0
+        )
+    except (KeyError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise UserError(f"{path} states an input contract that is none; convert its source anew.")
+    return contract
+
+
+def _sha256(value: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
 
 
 def _in_folder(folder: Path, name: str) -> Path | None:
@@ -192,47 +250,3 @@ def _in_folder(folder: Path, name: str) -> Path | None:
     stem, _, suffix = name.rpartition(".")
     others = sorted(folder.glob(f"{stem}.*{suffix}")) + sorted(folder.glob(f"{stem}*.npz"))
     return next((path for path in (folder / name, *others) if path.is_file()), None)
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def _download(spec: ModelSpec, target: Path) -> Path:
-    """Fetches the Keras release to `target`, which appears only once its MD5 is right."""
-    assert spec.weights_url
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    with writing(target.parent, "set CXRJAX_CACHE to another folder"):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(spec.weights_url, part, spec)
-            if _digest(part, "md5") != spec.weights_md5:
-                raise UserError(
-                    f"{spec.weights_url} did not arrive as Keras publishes it (its MD5 is not "
-                    f"{spec.weights_md5}); try again, or fetch it another way and set "
-                    "CXRJAX_WEIGHTS to its folder."
-                )
-            os.replace(part, target)
-        finally:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-    return target
-
-
-def _fetch(url: str, part: Path, spec: ModelSpec) -> None:
-    log.say(f"downloading {url}")
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-            size = int(response.headers.get("Content-Length") or 0) or None
-            bar = log.progress_bar(total=size, what="weights", unit="B")
-            with open(part, "wb") as file, bar:
-                while chunk := response.read(_CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise UserError(
-            f"cannot download the weights of {spec.name} ({reason}): fetch {url} elsewhere and set "
-            "CXRJAX_WEIGHTS to its folder, or run configs/quickstart.py, which needs none."
-        ) from error
