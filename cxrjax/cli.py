@@ -13,6 +13,7 @@ from cxrjax.errors import UserError
 COMMANDS = {
     "train": ("cxrjax.main", "train a classifier and evaluate it once on the test split"),
     "data": ("cxrjax.data.__main__", "prepare, explore, or write phantom data"),
+    "bench": ("cxrjax.bench.__main__", "measure throughput, alone or against peers"),
     "convert": ("cxrjax.convert", "convert pretrained weights, list the networks"),
 }
 BAD_INPUT, INTERRUPTED = 2, 130

@@ -18,7 +18,8 @@ LAYERS = [
     {"figures"},
     {"evaluation", "build", "prefix"},
     {"loop"},
-    {"cli", "main", "convert", "__main__", "data.__main__"},
+    {"bench"},
+    {"cli", "main", "convert", "__main__", "data.__main__", "bench.__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Which modules may import a library at all, and whether at their top level.
@@ -48,7 +49,7 @@ def imported(tree):
 
 
 def group(name):
-    """The unit a module belongs to: itself at the top level, its folder inside data or models."""
+    """The unit a module belongs to: itself at the top level, else the folder it lies in."""
     return name if name in LEVEL else name.split(".")[0]
 
 
@@ -69,7 +70,7 @@ def test_imports_point_downwards(name, tree):
     assert unit in LEVEL, f"{name} has no layer: add it to LAYERS"
     for target in ours(tree):
         other = group(target)
-        if other == unit and other in ("data", "models"):
+        if other == unit and other in ("data", "models", "bench"):
             continue
         if unit == "cli" or (unit in LAYERS[-1] and other == "cli"):
             continue
@@ -96,7 +97,9 @@ def test_heavy_libraries_have_one_owner(name, tree):
         assert not heavy & {"tensorflow", "tensorflow_datasets", "h5py", "pydicom", "orbax"}
 
 
-@pytest.mark.parametrize("module", ["cxrjax.main", "cxrjax.data", "cxrjax.convert", "cxrjax"])
+@pytest.mark.parametrize(
+    "module", ["cxrjax.main", "cxrjax.data", "cxrjax.convert", "cxrjax.bench", "cxrjax"]
+)
 def test_help_answers_and_imports_nothing_heavy(module):
     probe = (
         "import runpy, sys\n"

@@ -1,0 +1,1 @@
+"""Throughput of the real trainer: rows in processes of their own, peers interleaved with ours."""
