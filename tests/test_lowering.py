@@ -69,7 +69,8 @@ def test_average_pool_counts_only_what_lies_inside(side):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", ["SAME", ((1, 1), (1, 1))])
 @pytest.mark.parametrize("shape", [(8, 8), (9, 6)])
-def test_depthwise_equals_a_convolution_for_each_channel(stride, padding, shape):
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_depthwise_equals_a_convolution_for_each_channel(stride, padding, shape, platform):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, *shape, 5)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, 5, 1)).astype(np.float32)
@@ -89,7 +90,7 @@ def test_depthwise_equals_a_convolution_for_each_channel(stride, padding, shape)
             axis=-1,
         )
 
-    fast = functools.partial(depthwise, stride=stride, padding=padding)
+    fast = functools.partial(depthwise, stride=stride, padding=padding, platform=platform)
     ours, theirs = fast(x, kernel), plain(x, kernel)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     weight = rng.normal(size=theirs.shape).astype(np.float32)
