@@ -62,7 +62,9 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
         try:
             params, batch_stats = weights.assign(params, batch_stats, tensors)
         except UserError as error:
-            raise UserError(f"weight file {path}: {error}") from error
+            found = weights.recognised(tensors)
+            of = f", which is of {found}" if found not in (None, spec.name) else ""
+            raise UserError(f"weight file {path}{of}: {error}") from error
     layers = classifier.trainable_layer_names(model, config.model.trainable_layers)
     trainable, frozen = optim.partition(params, layers)
     train_labels = data.store.labels[data.splits["train"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ class Checkpoints:
 
         # Its threads log the traceback of a failed write, which reaches the caller anyway.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _quieten_late_writes()
         self._ocp = ocp
         self.folder = folder
         with self._writing():
@@ -121,3 +123,22 @@ class Checkpoints:
                         "and run the same command again to resume, or choose another --workdir."
                     ) from error
             raise
+
+
+def _quieten_late_writes() -> None:
+    """Keeps tensorstore's writes that end after a failed one from printing tracebacks.
+
+    On a full disk the first failed write ends orbax's event loop; those still under way then find
+    it closed, and have nobody to raise it to. The failure itself is raised.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "quietens_late_writes", False):
+        return
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        late = unraisable.exc_type is RuntimeError
+        if not (late and str(unraisable.exc_value) == "Event loop is closed"):
+            before(unraisable)
+
+    hook.quietens_late_writes = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook

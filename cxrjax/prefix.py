@@ -190,7 +190,8 @@ def frozen_maps(
     Args:
       variables: `build.Variables` of the run.
     """
-    whole = (variables.trainable, variables.frozen, variables.batch_stats)
+    # Weights read from a file are not on the device yet.
+    whole = jax.device_put((variables.trainable, variables.frozen, variables.batch_stats))
     augmented = bool(recipe.shift or recipe.rotation or recipe.zoom)
     dtype = config.cache.dtype
     compiled = {

@@ -11,7 +11,7 @@ import pytest
 from cxrjax import config, loop, prefix
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
-from cxrjax.models import classifier, registry
+from cxrjax.models import classifier, registry, weights
 from cxrjax.run_folder import RunFolder
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs/quickstart.py"
@@ -80,6 +80,19 @@ def test_training_on_stored_maps_equals_training_on_images(tmp_path, layers):
     assert isinstance(runs[0][0].input, prefix.FrozenMaps)
     assert not isinstance(runs[1][0].input, prefix.FrozenMaps)
     assert_same_training(*runs)
+
+
+def test_frozen_weights_may_come_from_a_file(tmp_path):
+    settings = tiny(tmp_path / "cache", train__epochs=1)
+    first = trained(settings, tmp_path / "first")
+    whole = (first[1].params["backbone"] | first[1].frozen["backbone"], first[1].batch_stats)
+    tensors = weights.backbone_tensors({"backbone": whole[0]}, whole[1])
+    weights.save_npz(tmp_path / "weights.npz", tensors, {})
+    changes = {"model__weights": tmp_path / "weights.npz", "train__epochs": 1}
+    second = trained(tiny(tmp_path / "cache", **changes), tmp_path / "second")
+    assert isinstance(second[0].input, prefix.FrozenMaps)
+    frozen = second[1].frozen["backbone"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(frozen, tensors["conv1/kernel"])
 
 
 def test_as_many_views_as_epochs_equal_augmenting_anew(tmp_path):
