@@ -231,12 +231,16 @@ def _compiled(program: Any, arguments: tuple, batch_size: int) -> tuple[Any, dic
     return compiled, {
         "compile_seconds": seconds,  # tracing included
         "flop_per_image": _flop(compiled, batch_size),
-        # Where a back end hides operations in calls of its libraries, this count is the larger.
         "flop_per_image_as_written": _flop(lowered, batch_size),
     }
 
 
 def _flop(stage: Any, batch_size: int) -> float | None:
+    """Operations per image; None on a GPU, where XLA does not see into cuDNN's convolutions."""
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return None
     try:
         costs = stage.cost_analysis()
     except NotImplementedError:
