@@ -60,6 +60,17 @@ def _grouped(draw):
     return labels, groups
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_small_groups_are_left_for_every_split(seed):
+    """Four groups of sizes 1, 1, 1, 4 in one class: the quota of the test split alone is three."""
+    labels = np.repeat([0, 1, 2], [13, 4, 7])
+    groups = np.concatenate([np.arange(20), np.full(4, 20)])
+    names = [f"{i}.png" for i in range(24)]
+    splits = _split(labels, groups, names=names, seed=seed, test=0.375, validation=0.25)
+    for positions in splits.values():
+        assert set(labels[positions]) == {0, 1, 2}
+
+
 @given(_grouped(), st.integers(0, 1000), st.floats(0.1, 0.4), st.floats(0.1, 0.4), st.randoms())
 @settings(max_examples=150, deadline=None)
 def test_properties(grouped, seed, test, validation, random) -> None:

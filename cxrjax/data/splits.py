@@ -69,7 +69,8 @@ def make_splits(
             ours = [unit for unit in units if unit[1] == label]
             size = sum(len(unit[0]) for unit in ours)
             quota = wanted[split] if wanted else int(fractions[split] * size + 0.5)
-            takes += _take(ours, quota, exactly=wanted is not None, what=f"{split}, class {kind}")
+            what, leave = f"{split}, class {kind}", 0 if wanted else _AFTER[split]
+            takes += _take(ours, quota, leave, exactly=wanted is not None, what=what)
         chosen[split] = np.sort(np.array(takes, np.int32))
         if carve:
             parts[chosen[split]] = "taken"
@@ -141,12 +142,21 @@ def _units(
     return [units[key] for key in sorted(units)]
 
 
-def _take(units: list[Unit], quota: int, *, exactly: bool, what: str) -> list[int]:
-    """Whole groups in order as long as they fit; at least one group when the quota is not exact."""
+_AFTER = {"test": 2, "validation": 1, "train": 0}  # splits that are filled later, each by a group
+
+
+def _take(units: list[Unit], quota: int, leave: int, *, exactly: bool, what: str) -> list[int]:
+    """Whole groups in order as long as they fit; at least one group when the quota is not exact.
+
+    Args:
+      leave: groups that must be left over.
+    """
     taken: list[int] = []
+    spare = len(units) - leave
     for positions, _ in units:
-        if len(taken) + len(positions) <= quota:
+        if len(taken) + len(positions) <= quota and spare > 0:
             taken.extend(positions)
+            spare -= 1
     if not taken and not exactly and units:
         taken.extend(min((positions for positions, _ in units), key=len))
     if exactly and len(taken) != quota:
