@@ -34,9 +34,9 @@ class Training:
         self._eval_step = jax.jit(functools.partial(step.eval_step, self.recipe))
         self.state = build.init_state(variables, self.recipe, tx)
         self.tx = tx
-        self.input = self._images = build.make_input(config, data)
+        self.input = build.make_input(config, data)
         if prefix.applies(config, self.recipe):
-            images = self._images.batches
+            images = self.input.batches
             self.input = prefix.frozen_maps(config, self.recipe, data, images, variables)
         self._scans: dict[str, Any] = {}  # of a field of the batch
         self.best = build.copy_arrays((self.state.params, self.state.batch_stats))

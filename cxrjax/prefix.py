@@ -22,7 +22,7 @@ import numpy as np
 
 from cxrjax import log, runtime, step
 from cxrjax.config import Config
-from cxrjax.data.batches import Batch, Plan, evaluation_plan
+from cxrjax.data.batches import Batch, Plan, evaluation_plan, on_device
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.resident import ResidentInput, fits
 from cxrjax.errors import writing
@@ -147,18 +147,13 @@ class FrozenMaps:
         if (resident := self.resident()) is not None:
             yield from resident.batches(plan, start)
             return
-        maps, previous = self._file.map(), None
+        yield from on_device(self._gathered(plan, start))
+
+    def _gathered(self, plan: Plan, start: int) -> Iterator[dict[str, np.ndarray]]:
+        maps, labels = self._file.map(), self._labels.astype(np.int32)
         for index, mask in zip(plan.index[start:], plan.mask[start:], strict=True):
-            rows = maps[plan.view * len(self._labels) + index]
-            labels = self._labels[index].astype(np.int32)
-            following = jax.device_put(
-                {"maps": rows, "label": labels, "index": index, "mask": mask}
-            )
-            if previous is not None:
-                yield previous
-            previous = following
-        if previous is not None:
-            yield previous
+            rows = maps[plan.view * len(labels) + index]
+            yield {"maps": rows, "label": labels[index], "index": index, "mask": mask}
 
     def resident(self) -> ResidentInput | None:
         """All maps as a set on the device, where it is an accelerator with room for them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, NotRequired, TypedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -57,3 +58,15 @@ def _fold(order: np.ndarray, batch_size: int, view: int = 0) -> Plan:
     index = np.resize(order, total).astype(np.int32).reshape(steps, batch_size)
     mask = (np.arange(total) < len(order)).reshape(steps, batch_size)
     return Plan(index, mask, view)
+
+
+def on_device(host_batches: Iterable[Any]) -> Iterator[Any]:
+    """Batches of arrays on the device, one already on its way there while another is used."""
+    previous = None
+    for batch in host_batches:
+        following = jax.device_put(batch)
+        if previous is not None:
+            yield previous
+        previous = following
+    if previous is not None:
+        yield previous

@@ -69,8 +69,7 @@ def make_splits(
             ours = [unit for unit in units if unit[1] == label]
             size = sum(len(unit[0]) for unit in ours)
             quota = wanted[split] if wanted else int(fractions[split] * size + 0.5)
-            what, leave = f"{split}, class {kind}", 0 if wanted else _AFTER[split]
-            takes += _take(ours, quota, leave, exactly=wanted is not None, what=what)
+            takes += _take(ours, quota, split, kind, exactly=wanted is not None)
         chosen[split] = np.sort(np.array(takes, np.int32))
         if carve:
             parts[chosen[split]] = "taken"
@@ -145,14 +144,11 @@ def _units(
 _AFTER = {"test": 2, "validation": 1, "train": 0}  # splits that are filled later, each by a group
 
 
-def _take(units: list[Unit], quota: int, leave: int, *, exactly: bool, what: str) -> list[int]:
-    """Whole groups in order as long as they fit; at least one group when the quota is not exact.
-
-    Args:
-      leave: groups that must be left over.
-    """
+def _take(units: list[Unit], quota: int, split: str, kind: str, *, exactly: bool) -> list[int]:
+    """Whole groups in order as long as they fit; unless exactly the quota is wanted, at least one
+    group, and one is left for each split filled later."""
     taken: list[int] = []
-    spare = len(units) - leave
+    spare = len(units) - (0 if exactly else _AFTER[split])
     for positions, _ in units:
         if len(taken) + len(positions) <= quota and spare > 0:
             taken.extend(positions)
@@ -162,9 +158,9 @@ def _take(units: list[Unit], quota: int, leave: int, *, exactly: bool, what: str
     if exactly and len(taken) != quota:
         available = sum(len(positions) for positions, _ in units)
         raise UserError(
-            f"config field data.draw asks for {quota} images for {what}, but {available} are left "
-            f"(in {len(units)} groups of near-duplicates or patients, kept whole) and give "
-            f"{len(taken)}; ask for fewer."
+            f"config field data.draw asks for {quota} images for {split}, class {kind}, "
+            f"but {available} are left (in {len(units)} groups of near-duplicates or patients, "
+            f"kept whole) and give {len(taken)}; ask for fewer."
         )
     return taken
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 
-from cxrjax.data.batches import Batch, Plan
+from cxrjax.data.batches import Batch, Plan, on_device
 
 
 class TfDataInput:
@@ -24,14 +23,7 @@ class TfDataInput:
 
     def batches(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         """Yields the plan's batches from step `start` on, one already on its way to the device."""
-        previous = None
-        for batch in self._dataset(plan, start).as_numpy_iterator():
-            following = jax.device_put(batch)
-            if previous is not None:
-                yield previous
-            previous = following
-        if previous is not None:
-            yield previous
+        yield from on_device(self._dataset(plan, start).as_numpy_iterator())
 
     def _dataset(self, plan: Plan, start: int):
         import tensorflow as tf  # 5 s to import: only who streams pays

@@ -47,7 +47,7 @@ def moments(x: jax.Array) -> Moments:
     mean = x.mean(axes)
     if narrow:
         return Moments(mean, jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0))
-    return Moments(mean, jnp.square(x - _along(mean, x)).mean(axes))
+    return Moments(mean, jnp.square(x - along(mean, x)).mean(axes))
 
 
 def _moments_forward(x: jax.Array) -> tuple[Moments, tuple[jax.Array, jax.Array]]:
@@ -59,8 +59,8 @@ def _moments_backward(kept: tuple[jax.Array, jax.Array], change: Moments) -> tup
     x, mean = kept
     n = x.size // x.shape[-1]
     # The variance also depends on the mean, but the deviations from it sum to nought.
-    centred = x.astype(jnp.float32) - _along(mean, x)
-    return ((_along(change.mean / n, x) + _along(2 / n * change.var, x) * centred).astype(x.dtype),)
+    centred = x.astype(jnp.float32) - along(mean, x)
+    return ((along(change.mean / n, x) + along(2 / n * change.var, x) * centred).astype(x.dtype),)
 
 
 moments.defvjp(_moments_forward, _moments_backward)
@@ -82,7 +82,7 @@ def normalise(
       given: stored statistics, or the `moments` of `x`; gradients reach them too.
     """
     factor = scale * lax.rsqrt(given.var + epsilon)
-    z = (x.astype(jnp.float32) - _along(given.mean, x)) * _along(factor, x) + _along(bias, x)
+    z = (x.astype(jnp.float32) - along(given.mean, x)) * along(factor, x) + along(bias, x)
     return activate(z, activation).astype(x.dtype)
 
 
@@ -97,7 +97,7 @@ def _normalise_backward(epsilon, activation, kept, dy):
     centred, dz = _through_activation(x, given.mean, factor, bias, activation, dy)
     d_bias, d_factor = _sums(dz), _sums(dz * centred)
     d_given = Moments(-factor * d_bias, -0.5 * d_factor * factor * jnp.square(rate))
-    return (dz * _along(factor, x)).astype(x.dtype), d_factor * rate, d_bias, d_given
+    return (dz * along(factor, x)).astype(x.dtype), d_factor * rate, d_bias, d_given
 
 
 normalise.defvjp(_normalise_forward, _normalise_backward)
@@ -126,7 +126,7 @@ def _batch_backward(epsilon, activation, kept, change):
     centred, dz = _through_activation(x, of_batch.mean, factor, bias, activation, change[0])
     d_bias, d_factor = _sums(dz), _sums(dz * centred)
     slope = jnp.square(rate) * d_factor / n
-    dx = _along(factor, x) * (dz - _along(d_bias / n, x) - centred * _along(slope, x))
+    dx = along(factor, x) * (dz - along(d_bias / n, x) - centred * along(slope, x))
     return dx.astype(x.dtype), d_factor * rate, d_bias
 
 
@@ -135,10 +135,10 @@ normalise_batch.defvjp(_batch_forward, _batch_backward)
 
 def _through_activation(x, mean, factor, bias, activation, dy):
     """x - mean and the gradient in front of the activation, both float32."""
-    centred, dz = x.astype(jnp.float32) - _along(mean, x), dy.astype(jnp.float32)
+    centred, dz = x.astype(jnp.float32) - along(mean, x), dy.astype(jnp.float32)
     if activation == LINEAR:
         return centred, dz
-    z = centred * _along(factor, x) + _along(bias, x)
+    z = centred * along(factor, x) + along(bias, x)
     passes = z > 0 if activation == RELU else (z > 0) & (z < 6)
     return centred, jnp.where(passes, dz, jnp.zeros_like(dz))
 
@@ -147,6 +147,6 @@ def _sums(x: jax.Array) -> jax.Array:
     return x.sum(tuple(range(x.ndim - 1)))
 
 
-def _along(vector: jax.Array, x: jax.Array) -> jax.Array:
+def along(vector: jax.Array, x: jax.Array) -> jax.Array:
     """`vector` [C] shaped to stand beside `x` [..., C]: rank promotion is an error here."""
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)

@@ -18,7 +18,7 @@ from flax import nnx
 from jax import lax
 
 from cxrjax.models import batch_norm, lowering
-from cxrjax.models.batch_norm import Moments
+from cxrjax.models.batch_norm import Moments, along
 
 
 @functools.partial(
@@ -62,7 +62,7 @@ class _Biased(nnx.Module):
     use_bias: bool
 
     def _with_bias(self, y: jax.Array) -> jax.Array:
-        return y + _along(self.bias[...].astype(y.dtype), y) if self.use_bias else y
+        return y + along(self.bias[...].astype(y.dtype), y) if self.use_bias else y
 
 
 class Conv(_Biased):
@@ -139,7 +139,7 @@ class Dense(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, in] -> [B, out], in the dtype of `x`."""
         y = x @ self.kernel[...].astype(x.dtype)
-        return y + _along(self.bias[...].astype(x.dtype), y)
+        return y + along(self.bias[...].astype(x.dtype), y)
 
 
 class BatchNorm(nnx.Module):
@@ -215,8 +215,3 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Sets a fraction `rate` of the elements to 0 and divides the others by 1 - rate."""
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))
-
-
-def _along(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """`vector` [C] shaped to stand beside `x` [..., C]: rank promotion is an error here."""
-    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
