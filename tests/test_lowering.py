@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cxrjax.models.lowering import average_pool, average_pool_same, depthwise, max_pool
+from cxrjax.models.lowering import (
+    average_pool,
+    average_pool_same,
+    convolve,
+    depthwise,
+    max_pool,
+)
 
 
 @settings(max_examples=8, deadline=None)
@@ -26,16 +32,22 @@ def test_max_pool_by_slices_equals_reduce_window_in_value_and_gradient(height, w
     shape = (2, (height - window[0]) // 2 + 1, (width - window[0]) // 2 + 1, 3)
     cotangent = rng.normal(size=shape).astype(np.float32)
 
-    def value_and_gradient(platform):
-        pool = functools.partial(max_pool, size=window[0], stride=2, platform=platform)
+    def plain(x):
+        around = (1, window[0], window[0], 1), (1, 2, 2, 1), "VALID"
+        return jax.lax.reduce_window(x, -np.inf, jax.lax.max, *around)
+
+    def value_and_gradient(pool):
         value, pull_back = jax.vjp(pool, x)
         return value, pull_back(cotangent)[0]
 
-    (sliced, ours), (reduced, theirs) = jax.jit(
-        lambda: (value_and_gradient("cpu"), value_and_gradient("gpu"))
-    )()
-    np.testing.assert_array_equal(sliced, reduced)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    pools = [
+        functools.partial(max_pool, size=window[0], stride=2, platform=platform)
+        for platform in ("cpu", "gpu")
+    ]
+    (value, gradient), *ours = jax.jit(lambda: [value_and_gradient(p) for p in (plain, *pools)])()
+    for our_value, our_gradient in ours:
+        np.testing.assert_array_equal(our_value, value)
+        np.testing.assert_allclose(our_gradient, gradient, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
@@ -100,3 +112,22 @@ def test_depthwise_equals_a_convolution_for_each_channel(stride, padding, shape,
             for f in (fast, plain)
         ]
         np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (9, 14)])
+@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((3, 3), (3, 3)), ((0, 1), (0, 1))])
+def test_the_stem_over_blocks_equals_the_plain_convolution(shape, size, padding):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *shape, 1)).astype(np.float32)
+    kernel = rng.normal(size=(size, size, 1, 5)).astype(np.float32)
+    values, gradients = [], []
+    for platform in ("cpu", "gpu"):
+        convolution = functools.partial(convolve, stride=2, padding=padding, platform=platform)
+        value, pull_back = jax.vjp(convolution, x, kernel)
+        weight = np.random.default_rng(1).normal(size=value.shape).astype(np.float32)
+        values.append(value)
+        gradients.append(pull_back(weight))
+    np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
+    for ours, plain in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)

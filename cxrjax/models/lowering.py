@@ -8,6 +8,7 @@ made here, which library XLA:CPU hands convolutions to, is a flag of the process
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -23,9 +24,55 @@ def is_cpu(platform: str | None = None) -> bool:
     return (platform or jax.default_backend()) == "cpu"
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    """2-D convolution: x [B, H, W, in], kernel [h, w, in, out] -> [B, h', w', out]."""
+def convolve(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, *, platform: str | None = None
+) -> jax.Array:
+    """2-D convolution: x [B, H, W, in], kernel [h, w, in, out] -> [B, h', w', out].
+
+    Args:
+      platform: as for `max_pool`. cuDNN has no fast kernel for one input channel, so the stem of
+        grey images goes over blocks of pixels instead.
+    """
+    if not is_cpu(platform) and x.shape[-1] == 1 and stride == 2 and kernel.shape[:2] != (1, 1):
+        return _convolve_blocks(x, kernel, _pairs(x, kernel.shape[:2], stride, padding))
+    return _convolution(x, kernel, stride, padding)
+
+
+def _convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+
+def _pairs(
+    x: jax.Array, size: Sequence[int], stride: int, padding: Padding
+) -> Sequence[tuple[int, int]]:
+    """`padding` as (before, after) of each axis."""
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], size, (stride, stride), padding)
+    return tuple((before, after) for before, after in padding)
+
+
+def _convolve_blocks(
+    x: jax.Array, kernel: jax.Array, padding: Sequence[tuple[int, int]]
+) -> jax.Array:
+    """A convolution of stride 2 over x [B, H, W, 1] as one of stride 1 over blocks of 2 x 2 pixels.
+
+    The four pixels are four channels; four more of zeros make the eight that tensor cores take.
+    """
+    around, blocks, images = [(0, 0, 0)], [], x.shape[0]
+    for side, k, (before, after) in zip(x.shape[1:3], kernel.shape[:2], padding, strict=True):
+        taps = -(-k // 2)
+        outputs = (side + before + after - k) // 2 + 1
+        around.append((before, 2 * (outputs - 1 + taps) - before - side, 0))
+        blocks.append((outputs - 1 + taps, taps))
+    (rows, down), (columns, across) = blocks
+    x = lax.pad(x, jnp.zeros([], x.dtype), [*around, (0, 0, 0)])
+    x = x.reshape(images, rows, 2, columns, 2).transpose(0, 1, 3, 2, 4)
+    x = jnp.pad(x.reshape(images, rows, columns, 4), ((0, 0), (0, 0), (0, 0), (0, 4)))
+    height, width, _, out = kernel.shape
+    kernel = jnp.pad(kernel[:, :, 0], ((0, 2 * down - height), (0, 2 * across - width), (0, 0)))
+    kernel = kernel.reshape(down, 2, across, 2, out).transpose(0, 2, 1, 3, 4)
+    kernel = jnp.pad(kernel.reshape(down, across, 4, out), ((0, 0), (0, 0), (0, 4), (0, 0)))
+    return _convolution(x, kernel, 1, "VALID")
 
 
 def depthwise(
@@ -52,10 +99,9 @@ def depthwise(
             dimension_numbers=_LAYOUT,
             feature_group_count=channels,
         )
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], (height, width), (stride, stride), padding)
+    padding = _pairs(x, (height, width), stride, padding)
     taps = kernel.reshape(height * width, channels)
-    return _shifted_sum(x, taps, (height, width), stride, tuple(map(tuple, padding)))
+    return _shifted_sum(x, taps, (height, width), stride, padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -106,57 +152,73 @@ def max_pool(
     """Max pooling, no padding: [B, H, W, C] -> [B, h, w, C]. A tie's gradient goes to the first.
 
     Args:
-      platform: "cpu" or another; None asks JAX for the one in use. On a CPU the gradient of
-        `reduce_window` (select-and-scatter) is 10 times slower than that of slices, and one axis
-        after the other is twice as fast again.
+      platform: "cpu" or another; None asks JAX for the one in use. The gradient of `reduce_window`
+        (select-and-scatter) is 10 times slower than that of slices on a CPU, where one axis after
+        the other is twice as fast again, and slower on a GPU, where both axes at once are fewer
+        passes.
     """
     if not is_cpu(platform):
-        window, strides = (1, size, size, 1), (1, stride, stride, 1)
-        return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, "VALID")
+        return _max_over(x, size, stride, (1, 2))
     # Columns first: of equal values in a window the first row's then wins, as in reduce_window.
-    return _max_along(_max_along(x, size, stride, 2), size, stride, 1)
+    return _max_over(_max_over(x, size, stride, (2,)), size, stride, (1,))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _max_along(x: jax.Array, size: int, stride: int, axis: int) -> jax.Array:
-    """Maximum over windows along one axis, of the first of equal values."""
-    return _max_forward(x, size, stride, axis)[0]
+def _max_over(x: jax.Array, size: int, stride: int, axes: tuple[int, ...]) -> jax.Array:
+    """Maximum over windows along `axes`, of the first of equal values."""
+    return _max_forward(x, size, stride, axes)[0]
 
 
-def _max_forward(x: jax.Array, size: int, stride: int, axis: int):
-    windows = (x.shape[axis] - size) // stride + 1
+def _max_forward(x: jax.Array, size: int, stride: int, axes: tuple[int, ...]):
     # Without the barrier whatever computes `x` is computed anew for each place of the window.
     x = lax.optimization_barrier(x)
-    first, *others = (
-        lax.slice_in_dim(x, k, k + stride * (windows - 1) + 1, stride, axis) for k in range(size)
-    )
+
+    def place(offsets: tuple[int, ...]) -> jax.Array:
+        index = [slice(None)] * x.ndim
+        for axis, k in zip(axes, offsets, strict=True):
+            windows = (x.shape[axis] - size) // stride + 1
+            index[axis] = slice(k, k + stride * (windows - 1) + 1, stride)
+        return x[tuple(index)]
+
+    first, *others = map(place, itertools.product(range(size), repeat=len(axes)))
     which = jnp.zeros(first.shape, jnp.int8)
     for k, other in enumerate(others, start=1):
         stays = (first >= other) | (first != first)  # the second term passes NaN on
         which, first = jnp.where(stays, which, jnp.int8(k)), jnp.where(stays, first, other)
-    return first, (which, x.shape[axis])
+    return first, (which, x.shape)
 
 
-def _max_backward(size: int, stride: int, axis: int, kept, dy: jax.Array) -> tuple[jax.Array]:
-    which, length = kept
-    reach = -(-size // stride)  # windows that an element lies in
-    longer = dy.shape[axis] + reach - 1
+def _max_backward(size: int, stride: int, axes: tuple[int, ...], kept, dy: jax.Array):
+    which, shape = kept
+    reach = -(-size // stride)  # windows that an element lies in, along one axis
+    places = list(itertools.product(range(size), repeat=len(axes)))
     phases = []  # of the positions modulo the stride
-    for phase in range(stride):
+    for phase in itertools.product(range(stride), repeat=len(axes)):
         total = jnp.zeros([], dy.dtype)
-        for k in range(phase, size, stride):
-            part = jnp.where(which == k, dy, jnp.zeros_like(dy))
-            before = k // stride
-            total = total + _pad_along(part, before, reach - 1 - before, axis)
+        for number, offsets in enumerate(places):
+            if tuple(k % stride for k in offsets) == phase:
+                part = jnp.where(which == number, dy, jnp.zeros_like(dy))
+                for axis, k in zip(axes, offsets, strict=True):
+                    part = _pad_along(part, k // stride, reach - 1 - k // stride, axis)
+                total = total + part
         phases.append(total)
-    shape = [*dy.shape]
-    shape[axis] = stride * longer
-    dx = jnp.stack(phases, axis + 1).reshape(shape)
-    dx = lax.slice_in_dim(dx, 0, min(length, stride * longer), axis=axis)
-    return (_pad_along(dx, 0, length - dx.shape[axis], axis),)
+    for axis in reversed(axes):
+        phases = [_interleave(phases[k : k + stride], axis) for k in range(0, len(phases), stride)]
+    (dx,) = phases
+    for axis in axes:
+        dx = lax.slice_in_dim(dx, 0, min(shape[axis], dx.shape[axis]), axis=axis)
+        dx = _pad_along(dx, 0, shape[axis] - dx.shape[axis], axis)
+    return (dx,)
 
 
-_max_along.defvjp(_max_forward, _max_backward)
+_max_over.defvjp(_max_forward, _max_backward)
+
+
+def _interleave(parts: Sequence[jax.Array], axis: int) -> jax.Array:
+    """a0 b0 ... a1 b1 ... along an axis."""
+    shape = [*parts[0].shape]
+    shape[axis] *= len(parts)
+    return jnp.stack(parts, axis + 1).reshape(shape)
 
 
 def _pad_along(x: jax.Array, before: int, after: int, axis: int) -> jax.Array:
