@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 from pathlib import Path
 
@@ -51,6 +52,14 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+def _only_cpu() -> bool:
+    """Whether JAX can find nothing but CPUs: asked for, or no plugin of another device is there."""
+    if asked := os.environ.get("JAX_PLATFORMS"):
+        return asked == "cpu"
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
+
+
 def start(cache: Path | None = None) -> None:
     """Prepares this process for JAX; call it before the first array is made.
 
@@ -59,10 +68,16 @@ def start(cache: Path | None = None) -> None:
         JAX_COMPILATION_CACHE_DIR of the user's goes before it.
     """
     set_xla_flags()
-    keep_freed_memory()
+    # Only there: with one heap the threads that compile for a GPU wait for each other, minutes
+    # becoming many.
+    if _only_cpu():
+        keep_freed_memory()
     import jax
 
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    # A step dispatched while another runs has its buffers already: twice the memory, for nothing
+    # where the steps share the cores.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if cache is not None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
