@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cxrjax import optim, runtime, step
 from cxrjax.config import Config
@@ -85,6 +86,7 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
         seed=config.seed,
         steps_per_epoch=-(-len(train_labels) // config.train.batch_size),
         stage=classifier.last_frozen_stage(model, layers),
+        remat=config.train.remat,
     )
     return model, recipe, Variables(trainable, frozen, batch_stats, source)
 
@@ -93,6 +95,8 @@ def train_program(config: Config, recipe: step.Recipe) -> tuple[Any, Any]:
     """(optimizer, jitted (state, batch) -> (state, loss)); the state passed in is used up."""
     train = config.train
     tx = optim.optimizer(train.optimizer, train.learning_rate, train.momentum)
+    if train.accumulate > 1:
+        tx = optax.MultiSteps(tx, train.accumulate).gradient_transformation()
     return tx, jax.jit(functools.partial(step.train_step, recipe, tx), donate_argnums=0)
 
 

@@ -66,6 +66,8 @@ def default() -> Config:
     config.train.class_weights = "none"  # none | balanced (inverse frequency, mean 1)
     config.train.patience = 5  # epochs without a better validation loss before stopping; 0: never
     config.train.precision = "float32"  # float32 | bfloat16 (activations; parameters stay float32)
+    config.train.accumulate = 1  # batches whose mean gradient makes one step of the optimizer
+    config.train.remat = False  # True: less memory, more arithmetic, see step.keep_products
 
     config.cache = ConfigDict()  # maps of frozen layers, computed once for each image
     config.cache.prefix = True  # where layers are frozen and nothing is augmented, or views is set
@@ -285,6 +287,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.learning_rate": (0, 100),
     "train.momentum": (0, 1),
     "train.patience": (0, _HUGE),
+    "train.accumulate": (1, 65536),
     "cache.views": (0, 1000),
     "eval.batch_size": (1, 65536),
     "eval.resamples": (100, 1_000_000),

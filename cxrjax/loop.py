@@ -274,7 +274,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> tuple[dict[str, Any], b
         raise UserError(
             f"the device has too little memory for batches of {config.train.batch_size}; lower "
             "--config.train.batch_size and --config.eval.batch_size, or set "
-            "--config.input.path=tfdata."
+            "--config.train.remat=True or --config.input.path=tfdata."
         ) from error
     finally:
         folder.close()

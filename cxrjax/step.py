@@ -46,6 +46,7 @@ class Recipe(NamedTuple):
     seed: int
     steps_per_epoch: int
     stage: str | None = None  # the last that is frozen; `maps` of a batch are its output
+    remat: bool = False  # see `keep_products`
 
 
 def no_totals(n_classes: int) -> dict[str, jax.Array]:
@@ -107,6 +108,8 @@ def train_step(
             classifier.batch_stats(model),
         )
 
+    if recipe.remat:
+        loss_of = jax.checkpoint(loss_of, policy=keep_products)
     (loss, (logits, data_loss, batch_stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(
         state.params
     )
@@ -120,6 +123,16 @@ def train_step(
         totals=_add_totals(recipe, state.totals, logits, data_loss, batch),
     )
     return next_state, loss
+
+
+def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:
+    """What the backward pass keeps of the forward pass when memory is short; see `jax.checkpoint`.
+
+    Results of convolutions and matrix products, and sums (statistics of a batch, which are small).
+    Normalised, activated and concatenated copies are made anew, as in the memory-efficient DenseNet
+    (Pleiss et al. 2017, arXiv 1707.06990).
+    """
+    return primitive.name in ("conv_general_dilated", "dot_general", "reduce_sum")
 
 
 def _inputs(recipe: Recipe, batch: Batch, epoch: jax.Array | None = None) -> Grey | jax.Array:

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cxrjax import build, config, optim, step
@@ -194,3 +195,41 @@ def test_inference_is_deterministic_and_ignores_the_rest_of_the_batch():
     batch = make_batch()
     alone = {name: value[:1] for name, value in batch.items()}
     np.testing.assert_allclose(run(*variables, batch)[0][:1], run(*variables, alone)[0], rtol=1e-4)
+
+
+def test_accumulated_batches_make_the_step_of_their_mean_gradient():
+    settings = small_config()
+    settings.train.optimizer, settings.train.learning_rate = "sgd", 0.1
+    settings.train.accumulate = 2
+    recipe, state, _ = make(settings)
+    tx, run = build.train_program(settings, recipe)
+    state = state._replace(opt_state=tx.init(state.params))
+    before = jax.device_get(state.params)
+    gradients = []
+    for seed in range(2):
+        plain = optax.sgd(1.0)  # moves by the gradient itself
+        at = build.copy_arrays(state._replace(opt_state=plain.init(state.params)))
+        moved, _ = jax.jit(functools.partial(step.train_step, recipe, plain))(at, make_batch(seed))
+        gradients.append(jax.tree.map(np.subtract, before, jax.device_get(moved.params)))
+        if seed:
+            jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
+        state, _ = run(state, make_batch(seed))
+    expected = jax.tree.map(lambda p, a, b: p - 0.1 * (a + b) / 2, before, *gradients)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+        jax.device_get(state.params),
+        expected,
+    )
+    assert int(state.step) == 2
+
+
+def test_rematerialisation_changes_nothing():
+    recipe, state, _ = make(small_config())
+    tx = optax.sgd(0.1)
+    state = state._replace(opt_state=tx.init(state.params))
+    batch = make_batch()
+    plain, less = (
+        jax.jit(functools.partial(step.train_step, recipe._replace(remat=remat), tx))(state, batch)
+        for remat in (False, True)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), plain, less)

@@ -1,0 +1,43 @@
+"""What is set before JAX starts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from cxrjax import runtime
+
+LARGE = """
+import resource
+from cxrjax import runtime
+runtime.start()
+import jax, jax.numpy as jnp
+twice = jax.jit(lambda x: 2 * x)
+x = jnp.ones((32, 1024, 1024))  # 128 MiB, more than a heap of a thread of its own can hold
+for _ in range(15):  # the heap grows until what is freed on another thread is enough
+    twice(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    twice(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
+def test_large_arrays_come_from_memory_freed_before():
+    run = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 1000  # 5 x 32768 pages of 4 KiB when each array is mapped anew
+
+
+@pytest.mark.parametrize(
+    ("asked", "plugins", "alone"),
+    [("", [], True), ("", ["cuda"], False), ("cpu", ["cuda"], True), ("cuda,cpu", [], False)],
+)
+def test_memory_is_kept_only_where_there_is_nothing_but_cpus(monkeypatch, asked, plugins, alone):
+    monkeypatch.setenv("JAX_PLATFORMS", asked)
+    monkeypatch.setattr(runtime.importlib.metadata, "entry_points", lambda group: plugins)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    called = []
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: called.append(True))
+    runtime.start()
+    assert bool(called) == alone
