@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from cxrjax import build, evaluation, log, optim, prefix, runtime, step
+from cxrjax import ahead, build, evaluation, log, optim, prefix, runtime, step
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset
@@ -102,7 +102,9 @@ class Training:
         """Trains until the last epoch or until validation loss stops improving."""
         config = self.config.train
         with _StopSignals() as stop, jax.transfer_guard("disallow"):
+            compiling = self._compile_ahead()
             self._prepare(stop)
+            compiling.wait()
             while not self.note["finished"]:
                 epoch = len(self.note["history"]) // 2
                 train = self._train_epoch(epoch, stop)
@@ -131,6 +133,45 @@ class Training:
         self.input.prepare(self.data.splits["validation"], 0, lambda: stop.requested)
         if stop.requested:
             self._interrupt()
+
+    def _compile_ahead(self) -> ahead.Ahead:
+        """Starts to compile what the first epoch needs, except an accelerator's scan over stored
+        maps: whether they fit there is known when they are computed."""
+        compiling, config = ahead.Ahead(), self.config
+        if self.note["finished"]:
+            return compiling
+        evaluated = (self.state.params, self.state.frozen, self.state.batch_stats)
+        compiling.compile(self._eval_step, *evaluated, self._batch_like(config.eval.batch_size))
+        if runtime.steps_per_dispatch() == 1 or self.input.name == "tfdata":
+            batch = self._batch_like(config.train.batch_size)
+            compiling.compile(self._train_step, self.state, batch)
+        if runtime.steps_per_dispatch() == 1 or not isinstance(self.input, ResidentInput):
+            return compiling
+        steps = min(self.recipe.steps_per_epoch, runtime.steps_per_dispatch())
+        chosen = jax.ShapeDtypeStruct((steps, config.train.batch_size), np.int32)
+        mask, view = chosen.update(dtype=np.bool_), jax.ShapeDtypeStruct((), np.int32)
+        arrays = (self.state, self.input.rows, self.input.labels, chosen, mask, view)
+        compiling.compile(self._scan(self.input.field), *arrays)
+        return compiling
+
+    def _batch_like(self, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes of a batch of the run's input path."""
+        if isinstance(self.input, prefix.FrozenMaps):
+            field, of_one, dtype = "maps", self.input.shape, self.input.dtype
+        else:
+            field, of_one, dtype = "image", (*self.data.store.images.shape[1:], 1), np.uint8
+        whole = jax.ShapeDtypeStruct((size,), np.int32)
+        return {
+            field: jax.ShapeDtypeStruct((size, *of_one), dtype),
+            "label": whole,
+            "index": whole,
+            "mask": whole.update(dtype=np.bool_),
+        }
+
+    def _scan(self, field: str) -> Any:
+        if field not in self._scans:
+            self._scans[field] = build.scan_program(self.recipe, self.tx, field)
+        return self._scans[field]
 
     def _interrupt(self) -> NoReturn:
         log.say("stopping")
@@ -186,9 +227,7 @@ class Training:
                 self.state, loss = self._train_step(self.state, batch)
                 yield loss, 1
             return
-        if source.field not in self._scans:
-            self._scans[source.field] = build.scan_program(self.recipe, self.tx, source.field)
-        run = self._scans[source.field]
+        run = self._scan(source.field)
         view = jax.device_put(np.int32(plan.view))
         for start in range(done, plan.steps, at_once):
             part = slice(start, start + at_once)

@@ -105,6 +105,7 @@ class FrozenMaps:
         """
         self._images, self._labels, self._run, self._file = images, labels, run, file
         self._batch = batch
+        self.shape, self.dtype = file.shape, file.dtype  # of the maps of one image
         self._resident: ResidentInput | None = None
 
     def prepare(self, positions: np.ndarray, view: int, should_stop: Callable[[], bool]) -> None:

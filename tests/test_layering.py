@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cxrjax"
-LEAVES = {"config", "losses", "metrics", "log", "checkpoint", "runtime"}
+LEAVES = {"config", "losses", "metrics", "log", "checkpoint", "runtime", "ahead"}
 LAYERS = [
     {"errors", ""},
     LEAVES,
