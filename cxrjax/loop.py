@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from cxrjax import build, evaluation, log, optim, prefix, runtime, step
+from cxrjax import build, evaluation, log, optim, prefix, runtime, step, verdict
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset
@@ -293,8 +293,7 @@ def _finish(training: Training) -> dict[str, Any]:
         note["history"],
         note["best_epoch"],
         predictions,
-        config.eval.resamples,
-        config.seed,
+        config,
     )
     result = {
         "task": config.data.name,
@@ -307,6 +306,7 @@ def _finish(training: Training) -> dict[str, Any]:
         "audit": data.audit,
         "test_looks": looks,
         "split_digest": data.digest,
+        "data_fingerprint": data.fingerprint,
         "input": note["input"] | {"path": training.input.name},
         "parameters": {
             "trainable": optim.count(training.state.params),
@@ -315,6 +315,7 @@ def _finish(training: Training) -> dict[str, Any]:
         "seconds": round(sum(line["seconds"] for line in note["history"]), 1),
         **runtime.describe(),
     }
+    result["verdict"] = verdict.line(result)
     training.folder.write_result(result)
     return result
 
