@@ -62,9 +62,9 @@ def temperature_entry(
     The interval is that of a one-step bootstrap: each resample takes one Newton step from the
     fitted value instead of a fit of its own (Davison & Hinkley 1997, section 2.8).
     """
-    z = logits(probabilities)
-    fitted = fit_temperature(z, labels)
-    first, second = (np.asarray(part, np.float64) for part in _slopes(z, labels, fitted))
+    z, truth = jnp.asarray(logits(probabilities)), jnp.asarray(labels)
+    fitted = fit_temperature(z, truth)
+    first, second = (np.asarray(part, np.float64) for part in _slopes(z, truth, fitted))
     drawn = bootstrap.totals(np.stack([first, second], 1), groups, resamples, seed)
     curvature = np.maximum(drawn[:, 1], np.finfo(np.float64).tiny)
     inverse = 1 / float(fitted) - (drawn[:, 0] - first.sum()) / curvature

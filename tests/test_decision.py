@@ -66,9 +66,9 @@ def test_predictive_values_of_a_worked_example():
 def patients(n=240, seed=0):
     rng = np.random.default_rng(seed)
     ill = rng.uniform(size=n) < 0.3
-    risk = np.clip(rng.normal(0.3 + 0.3 * ill, 0.2), 0.001, 0.999)
+    risk = rng.normal(0.3 + 0.3 * ill, 0.2)
     risk[:40] = np.round(risk[:40], 1)  # some lie on a threshold
-    return risk, ill
+    return np.clip(risk, 0.001, 0.999), ill
 
 
 GRID = np.arange(1, 100) / 100
