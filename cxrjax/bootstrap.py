@@ -19,6 +19,7 @@ import numpy as np
 
 ECE_BINS = 15
 _CALL = 2**26  # counts handed to one call: 64 MiB, so 10,000 resamples of 4,000 examples are one
+_NEAR = 2**16  # numbers drawn at a time: they stay in the nearer caches
 _PAD = 512  # examples are padded to a multiple of it
 _BLOCK = 2**22  # weights in memory at a time, as float64: 32 MiB
 
@@ -93,13 +94,30 @@ def draws(groups: np.ndarray, resamples: int, seed: int, most: int = _CALL) -> I
       most: numbers in one part.
     """
     count = len(np.unique(groups))
-    rng = np.random.default_rng(seed)
     rows = max(1, most // count)
+    if resamples * count <= _CALL:
+        whole = _kept_draws(count, resamples, seed)
+        yield from (whole[start : start + rows] for start in range(0, resamples, rows))
+        return
+    rng = np.random.default_rng(seed)
     for start in range(0, resamples, rows):
-        part = np.empty([min(rows, resamples - start), count], np.uint8)
-        for row in part:  # row by row: its counts stay in the nearest cache
-            row[:] = np.bincount(rng.integers(count, size=count), minlength=count)
-        yield part
+        yield _draw(rng, count, min(rows, resamples - start))
+
+
+@functools.lru_cache(maxsize=2)  # of validation and test split: an evaluation draws them often
+def _kept_draws(count: int, resamples: int, seed: int) -> np.ndarray:
+    return _draw(np.random.default_rng(seed), count, resamples)
+
+
+def _draw(rng: np.random.Generator, count: int, resamples: int) -> np.ndarray:
+    drawn = np.empty([resamples, count], np.uint8)
+    rows = max(1, _NEAR // count)
+    for start in range(0, resamples, rows):
+        part = drawn[start : start + rows]
+        cells = rng.integers(count, size=part.shape) + np.arange(len(part))[:, None] * count
+        part[:] = np.bincount(cells.ravel(), minlength=part.size).reshape(part.shape)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def weights(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
@@ -280,6 +298,6 @@ def _rank_statistics(
         misses_before = jnp.where(is_last, misses, misses_before)
         return (hits, misses, hits_before, misses_before, area, precision), None
 
-    state, _ = jax.lax.scan(step, (zero,) * 6, (order, positive, last), unroll=8)
+    state, _ = jax.lax.scan(step, (zero,) * 6, (order, positive, last), unroll=4)
     hits, misses, _, _, area, precision = state
     return area / (2 * hits * misses), precision / hits  # 0 / 0 is NaN: undefined

@@ -46,6 +46,7 @@ def fit_temperature(z: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.exp((low + high) / 2)
 
 
+@jax.jit
 def _slopes(z: jax.Array, labels: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
     """First and second derivative of each example's log loss in 1 / T, float [N] each."""
     p = jax.nn.softmax(z / temperature, axis=-1)
