@@ -84,17 +84,19 @@ def class_scores(probabilities: np.ndarray) -> np.ndarray:
     return scores
 
 
-def draws(groups: np.ndarray, resamples: int, seed: int, most: int = _CALL) -> Iterator[np.ndarray]:
+def draws(
+    groups: np.ndarray, resamples: int, seed: int, most: int | None = None
+) -> Iterator[np.ndarray]:
     """How often each group was drawn, uint8 [r, G] at a time, G groups in sorted order.
 
     Args:
       groups: int [N].
       resamples: rows of all parts together.
       seed: of NumPy's default generator, from which row after row takes G integers below G.
-      most: numbers in one part.
+      most: numbers in one part; None: as many as one call takes.
     """
     count = len(np.unique(groups))
-    rows = max(1, most // count)
+    rows = max(1, (most or _CALL) // count)
     if resamples * count <= _CALL:
         whole = _kept_draws(count, resamples, seed)
         yield from (whole[start : start + rows] for start in range(0, resamples, rows))

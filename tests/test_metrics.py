@@ -1,6 +1,7 @@
 """Metrics held to scikit-learn, with weights too; intervals to a plain bootstrap."""
 
 import json
+import time
 import tracemalloc
 import warnings
 
@@ -221,6 +222,16 @@ def test_intervals_do_not_depend_on_how_many_resamples_fit_into_memory(monkeypat
     pieces = metrics.evaluate(labels, probabilities, CLASSES, resamples=101, seed=1)
     for part in ("accuracy", "auroc", "log_loss", "ece"):
         assert whole[part] == pytest.approx(pieces[part], rel=1e-12)
+
+
+def test_ten_thousand_resamples_of_four_thousand_examples_take_about_a_second():
+    """Of one core, compiled before; experiments/bootstrap.py measures it properly."""
+    labels, probabilities = case(n=4000)
+    for seed in (0, 1):
+        start = time.process_time()
+        bootstrap.statistics(labels, probabilities, np.arange(4000), 10_000, seed)
+        seconds = time.process_time() - start
+    assert seconds < 2.5
 
 
 def test_memory_is_bounded():
