@@ -12,6 +12,8 @@ from cxrjax.errors import UserError
 
 COMMANDS = {
     "train": ("cxrjax.main", "train a classifier and evaluate it once on the test split"),
+    "compare": ("cxrjax.compare", "compare runs on the same test images, pair by pair"),
+    "decide": ("cxrjax.decide", "what a run is worth against PCR, and its decision curve"),
     "data": ("cxrjax.data.__main__", "prepare, explore, or write phantom data"),
     "bench": ("cxrjax.bench.__main__", "measure throughput, alone or against peers"),
     "convert": ("cxrjax.convert", "convert pretrained weights, list the networks"),

@@ -76,7 +76,10 @@ def default() -> Config:
 
     config.eval = ConfigDict()
     config.eval.batch_size = 64
-    config.eval.resamples = 2000  # bootstrap resamples behind each 95 % interval
+    config.eval.resamples = 10_000  # bootstrap resamples behind each 95 % interval
+    config.eval.conformal_level = 0.9  # share of the prediction sets that hold the true class
+    config.eval.coverage = 0.9  # share of images to be answered, the surest ones
+    config.eval.sensitivity = 0.95  # required of the cut on each class's probability
 
     config.lock()
     return config
@@ -291,6 +294,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cache.views": (0, 1000),
     "eval.batch_size": (1, 65536),
     "eval.resamples": (100, 1_000_000),
+    "eval.conformal_level": (0.5, 0.999),
+    "eval.coverage": (0.01, 1),
+    "eval.sensitivity": (0.5, 0.999),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import figures, log, metrics
+from cxrjax import evaluation_figures, figures, log, metrics, predictions, uncertainty
+from cxrjax.config import Config
 from cxrjax.data.batches import Batch, Plan, evaluation_plan
 from cxrjax.data.dataset import Dataset
 from cxrjax.errors import writing
@@ -75,58 +75,68 @@ def report(
     dataset: Dataset,
     history: list[dict[str, Any]],
     best_epoch: int,
-    predictions: dict[str, Predictions],
-    resamples: int,
-    seed: int,
+    predicted: dict[str, Predictions],
+    config: Config,
 ) -> dict[str, Any]:
-    """Writes predictions.csv and the figures; returns the per-split part of result.json.
+    """Writes predictions, calibration.json and the figures; returns the splits of result.json.
 
     Args:
-      predictions: by split name ("validation", "test"), in the order of dataset.splits.
-      resamples: bootstrap resamples behind each interval; whole duplicate groups are drawn.
+      predicted: by split name ("validation", "test"), in the order of dataset.splits.
+      config: the whole configuration; `eval` says how many resamples stand behind each interval
+        (whole duplicate groups are drawn) and what is asked of the cuts.
     """
-    store = dataset.store
-    result = {}
-    for split, (probabilities, _) in predictions.items():
-        positions = dataset.splits[split]
-        result[split] = metrics.evaluate(
-            store.labels[positions],
-            probabilities,
-            dataset.classes,
-            groups=dataset.groups[positions],
-            resamples=resamples,
-            seed=seed,
+    splits = {name: _split(dataset, name, of[0]) for name, of in predicted.items()}
+    resamples, seed = config.eval.resamples, config.seed
+    result = {
+        name: metrics.evaluate(
+            of.labels, of.probabilities, dataset.classes, of.groups, resamples, seed
         )
+        for name, of in splits.items()
+    }
+    aims = uncertainty.Aims(
+        config.eval.conformal_level, config.eval.coverage, config.eval.sensitivity
+    )
+    prior = _prior(dataset, config)
+    calibration = uncertainty.assess(splits, dataset.classes, prior, aims, resamples, seed)
     with writing(folder, _REMEDY):
-        _write_predictions(folder / "predictions.csv", dataset, predictions)
+        predictions.write(folder, splits, dataset.classes)
+        log.write_json(folder / "calibration.json", calibration)
         figures_folder.mkdir(exist_ok=True)
         figures.curves(history, best_epoch, figures_folder / "curves.png")
-        for split in predictions:
+        for split in splits:
             figures.confusion_matrix(
                 np.asarray(result[split]["confusion_matrix"]),
                 dataset.classes,
                 f"{split} split",
                 figures_folder / f"confusion_matrix_{split}.png",
             )
-        positions, probabilities = dataset.splits["test"], predictions["test"][0]
+        test = splits["test"]
         figures.test_images(
-            store.images,
-            positions,
-            store.labels[positions],
-            probabilities,
+            dataset.store.images,
+            test.index,
+            test.labels,
+            test.probabilities,
             dataset.classes,
-            [store.names[i] for i in positions],
+            test.names,
             figures_folder / "test_images.png",
         )
+        evaluation_figures.calibration(calibration, figures_folder / "calibration.png")
     return result
 
 
-def _write_predictions(path: Path, dataset: Dataset, predictions: dict[str, Predictions]) -> None:
-    with log.replacing(path, newline="", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["split", "index", "name", "label", *dataset.classes])
-        for split, (probabilities, _) in predictions.items():
-            for i, row in zip(dataset.splits[split], probabilities, strict=True):
-                label = dataset.classes[dataset.store.labels[i]]
-                numbers = [f"{p:.7g}" for p in row]
-                writer.writerow([split, int(i), dataset.store.names[i], label, *numbers])
+def _split(dataset: Dataset, name: str, probabilities: np.ndarray) -> predictions.Split:
+    positions, store = dataset.splits[name], dataset.store
+    return predictions.Split(
+        positions,
+        tuple(store.names[i] for i in positions),
+        np.asarray(store.labels[positions]),
+        probabilities,
+        dataset.groups[positions],
+    )
+
+
+def _prior(dataset: Dataset, config: Config) -> np.ndarray:
+    """Class frequencies as the training loss weighs them: even ones under balanced weights."""
+    k = len(dataset.classes)
+    counts = np.bincount(dataset.store.labels[dataset.splits["train"]], minlength=k)
+    return np.full(k, 1 / k) if config.train.class_weights == "balanced" else counts / counts.sum()

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from cxrjax import ahead, build, evaluation, log, optim, prefix, runtime, step
+from cxrjax import ahead, build, evaluation, log, optim, prefix, runtime, step, verdict
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset
@@ -332,8 +332,7 @@ def _finish(training: Training) -> dict[str, Any]:
         note["history"],
         note["best_epoch"],
         predictions,
-        config.eval.resamples,
-        config.seed,
+        config,
     )
     result = {
         "task": config.data.name,
@@ -346,6 +345,7 @@ def _finish(training: Training) -> dict[str, Any]:
         "audit": data.audit,
         "test_looks": looks,
         "split_digest": data.digest,
+        "data_fingerprint": data.fingerprint,
         "input": note["input"] | {"path": training.input.name},
         "parameters": {
             "trainable": optim.count(training.state.params),
@@ -354,6 +354,7 @@ def _finish(training: Training) -> dict[str, Any]:
         "seconds": round(sum(line["seconds"] for line in note["history"]), 1),
         **runtime.describe(),
     }
+    result["verdict"] = verdict.line(result)
     training.folder.write_result(result)
     return result
 

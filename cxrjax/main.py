@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxrjax import cli
+from cxrjax import cli, verdict
 
 _EPILOG = """\
 examples:
@@ -66,7 +66,6 @@ def _run(argv: Sequence[str]) -> int:
 
 def summary(result: dict, workdir: Path) -> str:
     """The lines printed at the end: figures with intervals, and the reasons to doubt them."""
-
     lines = [f"{result['model']}, best epoch {result['best_epoch']} of {result['epochs']}"]
     for split in ("validation", "test"):
         part = result[split]
@@ -76,6 +75,7 @@ def summary(result: dict, workdir: Path) -> str:
         )
     lines += _per_class(result["test"])
     lines += [f"audit      {finding}" for finding in result["audit"]["summary"]]
+    lines.append(f"verdict    {verdict.line(result)}")
     lines.append(f"test split read {result['test_looks']} time(s) so far; results in {workdir}")
     return "\n".join(lines)
 

@@ -1,8 +1,9 @@
 """Classification metrics as functions of example weights, and their bootstrap intervals.
 
 A metric takes labels int [N], probabilities float [N, K] and weights float [R, N] and returns
-float64 [R], one value per row of weights. A row of ones gives the value itself, a bootstrap
-resample is the row that counts how often each example was drawn: one implementation for both.
+float64 [R], one value per row of weights: a row of ones gives the value itself, a bootstrap
+resample is the row that counts how often each example was drawn. These are the plain forms;
+`evaluate` takes its intervals from bootstrap.py, which tests hold to them.
 
 The predicted class is the most probable one, the first of equals. As in scikit-learn, averages run
 over the classes that occur among labels or predictions, and count an undefined precision or recall
@@ -12,23 +13,21 @@ is NaN, and left out of the interval.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-_ECE_BINS = 15
-_CHUNK = 2**21  # weights in memory at a time: 16 MiB, and a few arrays of that size
+from cxrjax import bootstrap
+from cxrjax.bootstrap import Statistics, number
 
 
 def confusion_matrix(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
     """Weight of each (true, predicted) pair, float64 [R, K, K]."""
-    n, k = probabilities.shape
-    cells = np.zeros([n, k * k])
-    cells[np.arange(n), labels * k + probabilities.argmax(axis=1)] = 1
-    return (weights @ cells).reshape(-1, k, k)
+    k = probabilities.shape[1]
+    return (weights @ bootstrap.columns(labels, probabilities).cells).reshape(-1, k, k)
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -60,13 +59,17 @@ def auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) ->
     The chance that a positive scores above a negative, ties counting half (Mann-Whitney). Classes
     without positives or without negatives are left out; NaN where none remains.
     """
-    if probabilities.shape[1] == 2:
-        return _class_auroc(labels == 1, probabilities[:, 1], weights)
-    each = [_class_auroc(labels == c, p, weights) for c, p in enumerate(probabilities.T)]
-    return _mean(np.stack(each, axis=1))
+    return _mean(class_auroc(labels, probabilities, weights))
 
 
-def _class_auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def class_auroc(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of each class against the rest, [R, K]."""
+    scores = bootstrap.class_scores(probabilities)
+    each = [_one_auroc(labels == c, of, weights) for c, of in enumerate(scores.T)]
+    return np.stack(each, axis=1)
+
+
+def _one_auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     order = np.argsort(scores, kind="stable")
     above, below = order[positive[order]], order[~positive[order]]
     passed = np.zeros([len(weights), len(below) + 1])  # weight of the negatives up to each one
@@ -80,11 +83,46 @@ def _class_auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) 
     return _ratio(pairs / 2, drawn.sum(axis=1) * passed[:, -1])
 
 
+def average_precision(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Average precision of each class against the rest, averaged over the classes.
+
+    Precision averaged over the steps of recall, not interpolated. Classes without positives are
+    left out; NaN where none remains.
+    """
+    return _mean(class_average_precision(labels, probabilities, weights))
+
+
+def class_average_precision(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Average precision of each class against the rest, [R, K]."""
+    each = []
+    for c, scores in enumerate(bootstrap.class_scores(probabilities).T):
+        order = np.argsort(-scores, kind="stable")
+        ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of equal scores
+        ranked = weights[:, order]
+        seen = ranked.cumsum(axis=1)[:, ends]
+        hits = (ranked * (labels[order] == c)).cumsum(axis=1)[:, ends]
+        steps = np.diff(hits, axis=1, prepend=0)
+        precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+        each.append(_ratio((steps * precision).sum(axis=1), hits[:, -1]))
+    return np.stack(each, axis=1)
+
+
 def log_loss(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean negative log of the true class's probability, nats; clipped at float64's epsilon."""
-    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    epsilon = np.finfo(np.float64).eps
-    return weights @ -np.log(np.clip(chosen, epsilon, 1 - epsilon)) / weights.sum(axis=1)
+    return weights @ bootstrap.columns(labels, probabilities).log_loss / weights.sum(axis=1)
+
+
+def brier(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Squared distance of the probabilities from the truth; halved with two classes.
+
+    Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2. 0 to 2, and 0 to 1 with two
+    classes, where it is (p - y)^2 of class 1: scikit-learn's convention.
+    """
+    return weights @ bootstrap.columns(labels, probabilities).brier / weights.sum(axis=1)
 
 
 def ece(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -93,12 +131,8 @@ def ece(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> n
     Guo et al. 2017, https://arxiv.org/abs/1706.04599, equation 3. Noise within bins only ever adds
     to it, once more in every resample: its interval lies high, and may lie above the value.
     """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    gap = (probabilities.argmax(axis=1) == labels) - confidence
-    bins = np.zeros([len(labels), _ECE_BINS])
-    of = np.clip(np.ceil(confidence * _ECE_BINS).astype(int) - 1, 0, _ECE_BINS - 1)
-    bins[np.arange(len(labels)), of] = gap
-    return np.abs(weights @ bins).sum(axis=1) / weights.sum(axis=1)
+    gap = bootstrap.columns(labels, probabilities).gap
+    return np.abs(weights @ gap).sum(axis=1) / weights.sum(axis=1)
 
 
 def per_class(
@@ -108,10 +142,14 @@ def per_class(
 
     NaN where the denominator is 0: recall without examples, precision without predictions.
     """
-    table = confusion_matrix(labels, probabilities, weights)
+    return rates(confusion_matrix(labels, probabilities, weights))
+
+
+def rates(table: np.ndarray) -> dict[str, np.ndarray]:
+    """`per_class` from confusion matrices [R, K, K]."""
     hits = np.einsum("rkk->rk", table)
     support, predicted = table.sum(axis=2), table.sum(axis=1)
-    others = weights.sum(axis=1)[:, None] - support
+    others = table.sum(axis=(1, 2))[:, None] - support
     return {
         "precision": _ratio(hits, predicted),
         "recall": _ratio(hits, support),
@@ -125,7 +163,10 @@ def macro_average(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Precision, recall and F1 averaged over the classes that occur, each [R]."""
-    each = per_class(labels, probabilities, weights)
+    return _macro(per_class(labels, probabilities, weights))
+
+
+def _macro(each: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     occurs = ~np.isnan(each["f1"])
     return {
         name: _ratio(np.nansum(each[name], axis=1), occurs.sum(axis=1))
@@ -137,21 +178,26 @@ def weighted_average(
     labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Precision, recall and F1 averaged over the classes by support, each [R]."""
-    each = per_class(labels, probabilities, weights)
+    return _weighted(per_class(labels, probabilities, weights))
+
+
+def _weighted(each: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {
         name: np.nansum(each[name] * each["support"], axis=1) / each["support"].sum(axis=1)
         for name in ("precision", "recall", "f1")
     }
 
 
-_HEADLINES = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "macro_f1": macro_f1,
-    "auroc": auroc,
-    "log_loss": log_loss,
-    "ece": ece,
-}
+_HEADLINES = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "auroc",
+    "average_precision",
+    "log_loss",
+    "brier",
+    "ece",
+)
 
 
 def evaluate(
@@ -159,7 +205,7 @@ def evaluate(
     probabilities: np.ndarray,
     classes: Sequence[str],
     groups: np.ndarray | None = None,
-    resamples: int = 2000,
+    resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Every metric of one split with its 95 % interval, for result.json.
@@ -177,26 +223,59 @@ def evaluate(
       seed: of the draws.
     Returns:
       the headline metrics, each {value, low, high, n}, None where undefined; `per_class`: by name
-      precision, recall, specificity and f1, each with `n` = the examples in its denominator, and
-      `support`; `macro_average` and `weighted_average` of precision, recall and f1; `classes` and
-      `confusion_matrix` (rows true, columns predicted); `n`, `groups`, `resamples`.
+      precision, recall, specificity, f1, auroc and average_precision, each with `n` = the examples
+      it rests on, and `support`; `macro_average` and `weighted_average` of precision, recall and
+      f1; `classes` and `confusion_matrix` (rows true, columns predicted); `n`, `groups`,
+      `resamples`.
     Raises:
       ValueError: for no examples, shapes or labels that do not fit, probabilities not finite.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, np.float64)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     _check(labels, probabilities, classes, groups)
-    once = np.ones([1, len(labels)])
-    value = _all(labels, probabilities, once)
-    drawn = [_all(labels, probabilities, w) for w in _draws(groups, resamples, seed)]
-    spread = {name: _interval(np.concatenate([d[name] for d in drawn])) for name in value}
-    table = confusion_matrix(labels, probabilities, once)[0].astype(int)
-    return _result(value, spread, table, classes) | {
+    plain = plain_statistics(labels, probabilities, np.ones([1, len(labels)]))
+    drawn = bootstrap.statistics(labels, probabilities, groups, resamples, seed)
+    spread = {name: bootstrap.interval(values) for name, values in _all(drawn).items()}
+    table = plain.confusion[0].astype(int)
+    return _result(_all(plain), spread, table, classes) | {
         "classes": list(classes),
         "confusion_matrix": table.tolist(),
         "n": len(labels),
         "groups": len(np.unique(groups)),
         "resamples": resamples,
+    }
+
+
+def plain_statistics(
+    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
+) -> Statistics:
+    """What all metrics rest on, in NumPy for any weights [R, N]."""
+    arguments = labels, probabilities, weights
+    return Statistics(
+        confusion_matrix(*arguments),
+        log_loss(*arguments),
+        brier(*arguments),
+        ece(*arguments),
+        class_auroc(*arguments),
+        class_average_precision(*arguments),
+    )
+
+
+def _all(of: Statistics) -> dict[str, np.ndarray]:
+    """Every figure of a result by name, [R] or [R, K]."""
+    each = rates(of.confusion) | {"auroc": of.auroc, "average_precision": of.average_precision}
+    found = {f"per_class.{name}": values for name, values in each.items()}
+    found |= {f"macro_average.{name}": values for name, values in _macro(each).items()}
+    found |= {f"weighted_average.{name}": values for name, values in _weighted(each).items()}
+    return found | {
+        "accuracy": np.einsum("rkk->r", of.confusion) / of.confusion.sum(axis=(1, 2)),
+        "balanced_accuracy": _mean(each["recall"]),
+        "macro_f1": found["macro_average.f1"],
+        "auroc": _mean(of.auroc),
+        "average_precision": _mean(of.average_precision),
+        "log_loss": of.log_loss,
+        "brier": of.brier,
+        "ece": of.ece,
     }
 
 
@@ -209,19 +288,21 @@ def _result(
     n = table.sum()
 
     def entry(name: str, rests_on: int = n, at: tuple[int, ...] = ()) -> dict[str, Any]:
-        low, high = (_number(bound[at]) for bound in spread[name])
-        return {"value": _number(value[name][0, *at]), "low": low, "high": high, "n": int(rests_on)}
+        low, high = (number(bound[at]) for bound in spread[name])
+        return {"value": number(value[name][0, *at]), "low": low, "high": high, "n": int(rests_on)}
 
     support, predicted = table.sum(axis=1), table.sum(axis=0)
-    denominators = {
+    rests_on = {
         "precision": predicted,
         "recall": support,
         "specificity": n - support,
         "f1": support + predicted - np.diag(table),
+        "auroc": np.full(len(classes), n),
+        "average_precision": np.full(len(classes), n),
     }
     result: dict[str, Any] = {name: entry(name) for name in _HEADLINES}
     result["per_class"] = {
-        c: {m: entry(f"per_class.{m}", of[k], (k,)) for m, of in denominators.items()}
+        c: {m: entry(f"per_class.{m}", of[k], (k,)) for m, of in rests_on.items()}
         | {"support": int(support[k])}
         for k, c in enumerate(classes)
     }
@@ -244,40 +325,6 @@ def _check(labels, probabilities, classes, groups):
         raise ValueError("probabilities are not finite: training has diverged")
 
 
-def _all(
-    labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    arguments = labels, probabilities, weights
-    found = {name: metric(*arguments) for name, metric in _HEADLINES.items()}
-    for several in (per_class, macro_average, weighted_average):
-        found |= {f"{several.__name__}.{m}": v for m, v in several(*arguments).items()}
-    return found
-
-
-def _draws(groups: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Weights of the resamples, float64 [r, N] at a time; each draws as many groups as exist."""
-    names, member = np.unique(groups, return_inverse=True)
-    count = len(names)
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // len(groups))
-    for start in range(0, resamples, rows):
-        r = min(rows, resamples - start)
-        cells = rng.integers(count, size=[r, count]) + np.arange(r)[:, None] * count
-        times = np.bincount(cells.ravel(), minlength=r * count).reshape(r, count)
-        yield times.astype(np.float64)[:, member]
-
-
-def _interval(drawn: np.ndarray) -> np.ndarray:
-    """Percentiles 2.5 and 97.5 over axis 0, NaN left out; NaN where nothing remains."""
-    bounds = np.full([2, *drawn.shape[1:]], np.nan)
-    for at in np.ndindex(drawn.shape[1:]):
-        known = drawn[(slice(None), *at)]
-        known = known[~np.isnan(known)]
-        if len(known):
-            bounds[(slice(None), *at)] = np.percentile(known, [2.5, 97.5])
-    return bounds
-
-
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole, NaN where whole is 0."""
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
@@ -287,7 +334,3 @@ def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis of what is not NaN; NaN where nothing is."""
     known = ~np.isnan(values)
     return _ratio(np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1))
-
-
-def _number(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)

@@ -14,7 +14,7 @@ from scipy.stats.contingency import association
 
 from cxrjax import config as configuration
 from cxrjax.data import __main__ as command
-from cxrjax.data import dataset, duplicates
+from cxrjax.data import dataset, duplicates, ledger
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.splits import SPLITS, digest
@@ -226,6 +226,21 @@ def test_looks_at_a_test_split_are_counted(tmp_path):
     larger = dataset.prepare(_config(tmp_path, image_size=72, **few))
     assert larger.digest == data.digest and larger.store.root != data.store.root
     assert dataset.record_test_look(larger, "run 5") == 4
+
+
+def test_looks_can_be_counted_without_the_data_and_without_looking(tmp_path):
+    assert ledger.count(tmp_path, "data", "split") == (0, 0)
+    assert ledger.record(tmp_path, "data", "split", "run 1") == (1, 0)
+    assert ledger.record(tmp_path, "data", "redrawn", "run 2") == (1, 1)
+    assert ledger.record(tmp_path, "other data", "split", "run 3") == (1, 0)
+    with open(tmp_path / ledger.FILE, "a") as file:
+        file.write('[1]\n{"time": "cut sho')
+    for _ in range(2):
+        assert ledger.count(tmp_path, "data", "split") == (1, 1)
+    assert ledger.record(tmp_path, "data", "split", "run 4") == (2, 1)
+    assert str(ledger.count(tmp_path, "data", "split")) == (
+        "test split read 2 time(s) so far; 1 time(s) in other splits of the data"
+    )
 
 
 def test_looks_at_once_are_each_counted(tmp_path):

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "cxrjax"
-LEAVES = {"config", "losses", "metrics", "log", "checkpoint", "runtime", "ahead"}
+LEAVES = {"config", "losses", "bootstrap", "verdict", "log", "checkpoint", "runtime", "ahead"}
 LAYERS = [
     {"errors", ""},
     LEAVES,
-    {"plotting"},
-    {"optim", "run_folder", "data", "models"},
-    {"step"},
-    {"figures"},
+    {"plotting", "metrics", "calibration", "conformal"},
+    {"optim", "run_folder", "data", "models", "selective", "comparison", "decision"},
+    {"step", "predictions"},
+    {"figures", "evaluation_figures", "uncertainty", "decision_report"},
     {"evaluation", "build", "prefix"},
     {"loop"},
     {"bench"},
-    {"cli", "main", "convert", "__main__", "data.__main__", "bench.__main__"},
+    {"cli", "main", "compare", "decide", "convert", "__main__", "data.__main__", "bench.__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Which modules may import a library at all, and whether at their top level.
@@ -98,7 +98,16 @@ def test_heavy_libraries_have_one_owner(name, tree):
 
 
 @pytest.mark.parametrize(
-    "module", ["cxrjax.main", "cxrjax.data", "cxrjax.convert", "cxrjax.bench", "cxrjax"]
+    "module",
+    [
+        "cxrjax.main",
+        "cxrjax.compare",
+        "cxrjax.decide",
+        "cxrjax.data",
+        "cxrjax.convert",
+        "cxrjax.bench",
+        "cxrjax",
+    ],
 )
 def test_help_answers_and_imports_nothing_heavy(module):
     probe = (

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from cxrjax import metrics
+from cxrjax import bootstrap, metrics
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 
@@ -53,8 +53,13 @@ SCALAR = {
         y, p.argmax(1), average="weighted", sample_weight=w, zero_division=0
     ),
     "auroc": sk_auroc,
+    "average_precision": lambda y, p, w: np.mean(
+        [sk.average_precision_score(y == c, of, sample_weight=w) for c, of in enumerate(p.T)]
+    ),
+    "brier": lambda y, p, w: sk.brier_score_loss(y, p, sample_weight=w, labels=range(p.shape[1])),
     "log_loss": lambda y, p, w: sk.log_loss(y, p, sample_weight=w, labels=range(p.shape[1])),
 }
+RANKED = {"auroc": sk.roc_auc_score, "average_precision": sk.average_precision_score}
 
 
 @pytest.mark.parametrize("name", SCALAR)
@@ -85,13 +90,13 @@ def test_a_weight_is_the_number_of_copies(name, seed):
     for value, w in zip(got, weights.astype(int), strict=True):
         y, p = np.repeat(labels, w), np.repeat(probabilities, w, axis=0)
         assert value == pytest.approx(getattr(metrics, name)(y, p, ones(y))[0], rel=1e-10)
-        if name != "auroc":  # scikit-learn refuses a class without positives
+        if name not in RANKED:  # scikit-learn refuses a class without positives
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a class among predictions only
                 assert value == pytest.approx(SCALAR[name](y, p, None), rel=1e-10)
         else:
             occurring = [c for c in range(4) if np.any(y == c)]
-            each = [sk.roc_auc_score(y == c, p[:, c]) for c in occurring]
+            each = [RANKED[name](y == c, p[:, c]) for c in occurring]
             assert value == pytest.approx(np.mean(each), rel=1e-10)
 
 
@@ -179,7 +184,7 @@ def plain_bootstrap(labels, probabilities, groups, metric, resamples, seed):
     return np.percentile(values, [2.5, 97.5])
 
 
-@pytest.mark.parametrize("name", ["accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss"])
+@pytest.mark.parametrize("name", [name for name in SCALAR if name != "weighted_f1"])
 @pytest.mark.parametrize("grouped", [False, True])
 def test_intervals_are_those_of_a_plain_bootstrap_with_the_same_draws(name, grouped):
     labels, probabilities = case(n=90, k=3)
@@ -192,12 +197,30 @@ def test_intervals_are_those_of_a_plain_bootstrap_with_the_same_draws(name, grou
     assert result["groups"] == len(np.unique(groups))
 
 
+@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("grid", [None, 3])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_jitted_statistics_are_the_plain_ones_of_the_same_draws(k, grid, grouped):
+    labels, probabilities = case(n=70, k=k, grid=grid)
+    labels[labels == 1] = 0  # class 1 has three examples: often it is not drawn at all
+    labels[:3] = 1
+    groups = np.random.default_rng(2).integers(100, 130, 70) if grouped else np.arange(70)
+    drawn = np.concatenate(list(bootstrap.weights(groups, 130, 5)))
+    wanted = metrics.plain_statistics(labels, probabilities, drawn)
+    assert np.isnan(wanted.auroc).any() == np.isnan(wanted.average_precision).any()
+    got = bootstrap.statistics(labels, probabilities, groups, 130, 5)
+    for name, values in wanted._asdict().items():
+        np.testing.assert_allclose(getattr(got, name), values, rtol=1e-11, atol=1e-13, err_msg=name)
+
+
 def test_intervals_do_not_depend_on_how_many_resamples_fit_into_memory(monkeypatch):
     labels, probabilities = case(n=50)
     whole = metrics.evaluate(labels, probabilities, CLASSES, resamples=101, seed=1)
-    monkeypatch.setattr(metrics, "_CHUNK", 350)  # seven at a time
+    monkeypatch.setattr(bootstrap, "_BLOCK", 350)  # seven at a time
+    monkeypatch.setattr(bootstrap, "_CALL", 1000)  # twenty in a call
     pieces = metrics.evaluate(labels, probabilities, CLASSES, resamples=101, seed=1)
-    assert json.dumps(whole) == json.dumps(pieces)
+    for part in ("accuracy", "auroc", "log_loss", "ece"):
+        assert whole[part] == pytest.approx(pieces[part], rel=1e-12)
 
 
 def test_memory_is_bounded():
@@ -247,7 +270,7 @@ def test_the_result_is_strict_json_with_a_count_behind_every_figure():
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     table = np.array(result["confusion_matrix"])
     np.testing.assert_array_equal(table.sum(axis=1), np.bincount(labels))
-    headlines = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss")
+    headlines = tuple(name for name in SCALAR if name != "weighted_f1")
     for entry in [result[name] for name in headlines]:
         assert list(entry) == ["value", "low", "high", "n"]
         assert entry["low"] < entry["value"] < entry["high"] and entry["n"] == 80
@@ -258,7 +281,8 @@ def test_the_result_is_strict_json_with_a_count_behind_every_figure():
         assert part["precision"]["n"] == table[:, k].sum()
         assert part["specificity"]["n"] == 80 - table[k].sum()
         assert part["f1"]["n"] == table[k].sum() + table[:, k].sum() - table[k, k]
-        for metric in ("precision", "recall", "specificity", "f1"):
+        assert part["auroc"]["n"] == part["average_precision"]["n"] == 80
+        for metric in ("precision", "recall", "specificity", "f1", "auroc", "average_precision"):
             assert part[metric]["low"] < part[metric]["value"] < part[metric]["high"]
     assert result["macro_average"]["f1"] == result["macro_f1"]
     assert result["weighted_average"]["recall"] == result["accuracy"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import math
 import signal
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sk
 
-from cxrjax import build, config, loop
+from cxrjax import build, calibration, config, loop, predictions
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
 from cxrjax.run_folder import RunFolder
@@ -284,6 +285,15 @@ def test_two_classes_by_one_logit(tmp_path):
         accuracy = sk.accuracy_score(labels, probabilities.argmax(axis=1))
         assert result[split]["accuracy"]["value"] == pytest.approx(accuracy)
         assert set(result[split]["per_class"]) == {"clear", "perihilar"}
+    run = predictions.read(tmp_path / "run")
+    assert run.result == result and result["verdict"].startswith("accuracy ")
+    fitted = json.loads((tmp_path / "run" / "calibration.json").read_text())
+    assert fitted["training_prior"] == {"clear": 0.5, "perihilar": 0.5}
+    assert 0.05 <= fitted["temperature"]["value"] <= 20
+    scaled = calibration.scaled(run.splits["test"].probabilities, fitted["temperature"]["value"])
+    wanted = sk.log_loss(run.splits["test"].labels, scaled)
+    assert fitted["after"]["log_loss"]["value"] == pytest.approx(wanted, rel=1e-4)
+    assert (tmp_path / "run" / "figures" / "calibration.png").exists()
 
 
 def test_every_finished_run_on_a_split_counts_as_one_look(tmp_path):

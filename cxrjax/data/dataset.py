@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
 import os
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,7 +17,7 @@ import numpy as np
 
 from cxrjax import log
 from cxrjax.config import Config
-from cxrjax.data import duplicates, splits
+from cxrjax.data import duplicates, ledger, splits
 from cxrjax.data.folder import open_folder
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.phantom import PhantomSource
@@ -237,7 +235,7 @@ def moments(histogram: np.ndarray) -> tuple[float, float]:
 
 
 def record_test_look(dataset: Dataset, what: str) -> int:
-    """Notes that the test split was evaluated; returns how often it was, this time included.
+    """Notes in the ledger that the test split was read; returns how often, this time included.
 
     The ledger lies beside the stores and is keyed by the data and who is in which split, so that
     other runs and other image sizes on the same test split count too.
@@ -247,20 +245,8 @@ def record_test_look(dataset: Dataset, what: str) -> int:
     Raises:
       UserError: when the ledger cannot be written.
     """
-    ledger = dataset.store.root.parent / "test_looks.jsonl"
-    which = {"data": dataset.fingerprint, "split_digest": dataset.digest}
-    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "what": what} | which)
-    with writing(ledger, _CACHE_REMEDY), open(ledger, "a+", encoding="utf-8") as file:
-        # Of two runs that end at once, one counts the other; closing the file unlocks it.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # A line cut short by a crash must neither swallow this one nor stop the counting.
-        file.seek(0)
-        earlier = file.read()
-        cut_short = bool(earlier) and not earlier.endswith("\n")
-        file.write("\n" * cut_short + line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return 1 + earlier.count(json.dumps(which)[1:])
+    folder = dataset.store.root.parent
+    return ledger.record(folder, dataset.fingerprint, dataset.digest, what).here
 
 
 def cramers_v(table: np.ndarray) -> float | None:

@@ -1,0 +1,88 @@
+"""Class-conditional conformal prediction: sets of classes that hold the true one as often as asked.
+
+Vovk 2012, https://arxiv.org/abs/1209.2673 (label-conditional); Angelopoulos & Bates 2021,
+https://arxiv.org/abs/2107.07511, section 4.2. Whatever the network, among new images of each class
+the set holds that class with at least the asked probability, over draws of calibration and new
+images from the same place. A class with too few calibration images is in every set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax import bootstrap
+
+
+@jax.jit
+def thresholds(probabilities: jax.Array, labels: jax.Array, level: float) -> jax.Array:
+    """The least probability with which each class belongs into a set, float [K].
+
+    With n calibration images of a class, the one of rank n + 1 - ceil((n + 1) level) from below
+    among their probabilities of it; 0 where there is no such rank. As a cut on one class's
+    probability it is the highest that finds the class with the asked sensitivity.
+
+    Args:
+      probabilities: float [N, K], of calibration images the network was not trained on.
+      labels: int [N].
+      level: the wanted share of sets that hold the true class.
+    """
+    own = labels[:, None] == jnp.arange(probabilities.shape[1])[None]
+    n = jnp.sum(own, axis=0)
+    ranked = jnp.sort(jnp.where(own, probabilities, jnp.inf), axis=0)
+    # A hundredth of a millionth less: 0.9 times 10 is 9, whatever the rounding.
+    rank = n + 1 - jnp.ceil((n + 1) * level * (1 - 1e-6)).astype(n.dtype)
+    at = jnp.maximum(rank - 1, 0)[None]
+    return jnp.where(rank > 0, jnp.take_along_axis(ranked, at, axis=0)[0], 0)
+
+
+def fit(probabilities: np.ndarray, labels: np.ndarray, level: float) -> np.ndarray:
+    """`thresholds` in float64, so that the image that sets one is not below it by rounding."""
+    with jax.enable_x64(True):
+        return np.asarray(thresholds(np.asarray(probabilities, np.float64), labels, level))
+
+
+def sets(probabilities: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """Which classes are in the set of each image, bool [N, K]."""
+    return np.asarray(probabilities) >= np.asarray(least)
+
+
+def coverage_table(
+    chosen: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    names: tuple[str, ...],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """How often the sets hold the true class, overall and by class, and how large they are.
+
+    Args:
+      chosen: bool [N, K], from `sets`.
+      labels: int [N]; groups: int [N].
+      names: the K classes.
+    Returns:
+      `coverage`, `size` (classes in a set), `single` (share of sets of one class) and `empty`, each
+      {value, low, high, n}, under "all" and under the name of each true class.
+    """
+    held = chosen[np.arange(len(labels)), labels]
+    size = chosen.sum(axis=1)
+    figures = {"coverage": held, "size": size, "single": size == 1, "empty": size == 0}
+    values = np.stack([np.ones(len(labels)), *figures.values()], axis=1)
+    of = np.stack([np.ones(len(labels)), *(labels == k for k in range(len(names)))], axis=1)
+    shape = -1, of.shape[1], values.shape[1]
+    summed = of[:, :, None] * values[:, None]
+    drawn = bootstrap.totals(summed.reshape(len(labels), -1), groups, resamples, seed)
+    total, drawn = summed.sum(axis=0), drawn.reshape(shape)
+    with np.errstate(invalid="ignore"):
+        value, shares = total[:, 1:] / total[:, :1], drawn[..., 1:] / drawn[..., :1]
+    return {
+        name: {
+            figure: bootstrap.entry(value[row, k], shares[:, row, k], total[row, 0])
+            for k, figure in enumerate(figures)
+        }
+        for row, name in enumerate(("all", *names))
+    }

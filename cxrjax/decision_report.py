@@ -1,0 +1,143 @@
+"""A run's decision page as data: decision.json."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import numpy as np
+
+from cxrjax import bootstrap, calibration, decision
+from cxrjax.decision import Diagnostic, Setting
+from cxrjax.errors import UserError
+from cxrjax.predictions import Run, Split
+
+_PREVALENCES = np.linspace(0, 1, 51)
+_THRESHOLDS = np.arange(1, 100) / 100
+
+
+def make(run: Run, disease: int, assumed: argparse.Namespace) -> dict[str, Any]:
+    """The content of decision.json.
+
+    Args:
+      run: a finished run; its test split is used as predicted, nothing is read again.
+      disease: the class to be found.
+      assumed: `prevalence` (None: the test split's), `value`, `cost_weight`,
+        `false_positive_cost`, `xray_cost`, `pcr_cost`, `pcr_sensitivity`, `pcr_specificity`;
+        `resamples` and `seed` of the bootstrap.
+    """
+    test = run.splits["test"]
+    sick = test.labels == disease
+    prevalence = float(sick.mean()) if assumed.prevalence is None else assumed.prevalence
+    at = Setting(prevalence, assumed.value, assumed.cost_weight, assumed.false_positive_cost)
+    pcr = Diagnostic(assumed.pcr_sensitivity, assumed.pcr_specificity, assumed.pcr_cost)
+    draw = test.groups, assumed.resamples, assumed.seed
+    told = test.probabilities.argmax(axis=1) == disease
+    found, drawn = decision.rates_of(told, sick, *draw)
+    xray = Diagnostic(found.sensitivity, found.specificity, assumed.xray_cost)
+    each = Diagnostic(drawn[:, 0], drawn[:, 1], assumed.xray_cost)
+    accuracy = float((test.probabilities.argmax(axis=1) == test.labels).mean())
+    n = {"sensitivity": sick.sum(), "specificity": (~sick).sum()}
+    values = decision.predictive_values(xray, prevalence)
+    drawn_values = decision.predictive_values(each, prevalence)
+    ppv, npv = (
+        bootstrap.entry(value, of, len(sick))
+        for value, of in zip(values, drawn_values, strict=True)
+    )
+    rates = {name: bootstrap.entry(getattr(xray, name), getattr(each, name), n[name]) for name in n}
+    pcr_ppv, pcr_npv = (float(value) for value in decision.predictive_values(pcr, prevalence))
+    return {
+        "disease": run.classes[disease],
+        "assumptions": {
+            key: value for key, value in vars(assumed).items() if key not in ("workdir", "disease")
+        }
+        | {"prevalence": prevalence},
+        "xray": rates | {"ppv": ppv, "npv": npv},
+        "pcr": {"ppv": pcr_ppv, "npv": pcr_npv},
+        "report": _as_reported(Diagnostic(accuracy, np.nan, assumed.xray_cost), pcr, at),
+        "corrected": _corrected(xray, each, pcr, at, len(sick)),
+        "decision_curve": _curve(run, test, disease, assumed),
+    }
+
+
+def _as_reported(xray: Diagnostic, pcr: Diagnostic, at: Setting) -> dict[str, Any]:
+    """The report's figures with the report's mistake: the accuracy in the place of S."""
+    swept = Setting(_PREVALENCES, at.value, at.cost_weight, at.false_positive_cost)
+    return {
+        "sensitivity": xray.sensitivity,
+        "xray": decision.net_benefit(xray, at),
+        "pcr": decision.net_benefit(pcr, at),
+        "left": at.prevalence * at.value * (xray.sensitivity - pcr.sensitivity),
+        "right": at.cost_weight * (xray.cost - pcr.cost),
+        "xray_preferable": bool(decision.preferable(xray, pcr, at)),
+        "break_even_prevalence": decision.break_even(xray, pcr, at),
+        "over_prevalence": {
+            "prevalence": _PREVALENCES.tolist(),
+            "xray": decision.net_benefit(xray, swept).tolist(),
+            "pcr": decision.net_benefit(pcr, swept).tolist(),
+        },
+    }
+
+
+def _corrected(
+    xray: Diagnostic, drawn: Diagnostic, pcr: Diagnostic, at: Setting, n: int
+) -> dict[str, Any]:
+    swept = Setting(_PREVALENCES[None], at.value, at.cost_weight, at.false_positive_cost)
+    column = Diagnostic(drawn.sensitivity[:, None], drawn.specificity[:, None], drawn.cost)
+    over = decision.corrected_net_benefit(column, swept)
+    over_value = decision.corrected_net_benefit(xray, swept)[0]
+    value, spread = (decision.corrected_net_benefit(of, at) for of in (xray, drawn))
+    comparator = decision.corrected_net_benefit(pcr, at)
+    difference = bootstrap.entry(value - comparator, spread - comparator, n)
+    finding = "not distinguishable"
+    if difference["low"] > 0:
+        finding = "the X-ray is worth more"
+    elif difference["high"] < 0:
+        finding = "PCR is worth more"
+    return {
+        "xray": bootstrap.entry(value, spread, n),
+        "pcr": comparator,
+        "difference": difference,
+        "finding": finding,
+        "break_even_prevalence": decision.corrected_break_even(xray, pcr, at),
+        "over_prevalence": {
+            "prevalence": _PREVALENCES.tolist(),
+            "xray": [
+                bootstrap.entry(over_value[k], over[:, k], n) for k in range(len(_PREVALENCES))
+            ],
+            "pcr": decision.corrected_net_benefit(pcr, swept)[0].tolist(),
+        },
+    }
+
+
+def _curve(run: Run, test: Split, disease: int, assumed: argparse.Namespace) -> dict[str, Any]:
+    """The decision curve of calibrated risks, moved to the asked prevalence where one is."""
+    fitted = _calibration(run)
+    probabilities = calibration.scaled(test.probabilities, fitted["temperature"]["value"])
+    if assumed.prevalence is not None and 0 < assumed.prevalence < 1:
+        prior = np.array([fitted["training_prior"][name] for name in run.classes])
+        there = calibration.one_against_rest(prior, disease, assumed.prevalence)
+        probabilities = calibration.for_prevalence(probabilities, prior, there)
+    try:
+        return decision.decision_curve(
+            probabilities[:, disease],
+            test.labels == disease,
+            test.groups,
+            _THRESHOLDS,
+            assumed.resamples,
+            assumed.seed,
+            assumed.prevalence,
+        )
+    except ValueError as error:
+        raise UserError(f"{run.folder}: {error}; name another --disease.") from error
+
+
+def _calibration(run: Run) -> dict[str, Any]:
+    path = run.folder / "calibration.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); it belongs to the run's results: train it again."
+        ) from error

@@ -1,0 +1,155 @@
+"""Answering only where it is safe: risk against coverage, abstention, a required sensitivity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax import bootstrap, conformal
+
+
+@jax.jit
+def risk_coverage(confidence: jax.Array, wrong: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Share of wrong answers among the k most confident ones, for k = 1 .. N.
+
+    Geifman & El-Yaniv 2017, https://arxiv.org/abs/1705.08500, equations 1 and 2. Equal confidences
+    are answered together, so all of them carry the risk of the whole tie.
+
+    Args:
+      confidence: float [N]; wrong: bool [N].
+    Returns:
+      coverage k / N and risk, float [N] each; the mean of the risk is the area under the curve.
+    """
+    n = len(confidence)
+    order = jnp.argsort(-confidence, stable=True)
+    ranked = confidence[order]
+    end = jnp.searchsorted(-ranked, -ranked, side="right")  # answers up to the end of its tie
+    mistakes = jnp.cumsum(wrong[order].astype(jnp.float32))
+    return jnp.arange(1, n + 1) / n, mistakes[end - 1] / end
+
+
+def abstention_threshold(confidence: np.ndarray, coverage: float) -> float:
+    """The highest confidence that at least a share `coverage` of images reaches.
+
+    Args:
+      confidence: float [N], of images the network was not trained on.
+    """
+    ranked = np.sort(confidence)
+    return float(ranked[int(np.floor((1 - coverage) * len(ranked) * (1 + 1e-9)))])
+
+
+def answered(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    groups: np.ndarray,
+    threshold: float,
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What abstaining below a confidence leaves: `coverage`, and `accuracy` of answered and rest.
+
+    Args:
+      labels: int [N]; probabilities: float [N, K]; groups: int [N].
+    Returns:
+      `coverage`, `accuracy_answered`, `accuracy_abstained`, each {value, low, high, n}.
+    """
+    given = probabilities.max(axis=1) >= threshold
+    hit = probabilities.argmax(axis=1) == labels
+    summed = np.stack([given, given & hit, ~given, ~given & hit], axis=1).astype(float)
+    drawn, total = bootstrap.totals(summed, groups, resamples, seed), summed.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "coverage": bootstrap.entry(
+                given.mean(), drawn[:, 0] / (drawn[:, 0] + drawn[:, 2]), len(labels)
+            ),
+            "accuracy_answered": bootstrap.entry(
+                total[1] / total[0], drawn[:, 1] / drawn[:, 0], total[0]
+            ),
+            "accuracy_abstained": bootstrap.entry(
+                total[3] / total[2], drawn[:, 3] / drawn[:, 2], total[2]
+            ),
+        }
+
+
+Scored = tuple[np.ndarray, np.ndarray, np.ndarray]  # float [N, K], labels int [N], groups int [N]
+
+
+def operating_points(
+    validation: Scored, test: Scored, required: float, resamples: int, seed: int
+) -> list[dict[str, Any]]:
+    """Cuts on each class's probability that find a required share of it, and what that costs.
+
+    A cut is fitted on validation (`conformal.thresholds`: among new images the sensitivity is at
+    least the required one on average) and held on the test split. The intervals draw both: the cut
+    is fitted anew in every resample, so they hold its own uncertainty too.
+
+    Args:
+      validation, test: probabilities, labels and groups.
+      required: sensitivity, in (0, 1).
+    Returns:
+      for each class `required_sensitivity`, `threshold` (0: too few validation images for anything
+      above), and of the test split `sensitivity` and `specificity`, each {value, low, high, n}.
+    """
+    least = conformal.fit(validation[0], validation[1], required)
+    cuts = _drawn_thresholds(validation, required, resamples, seed + 1)
+    scores, labels, groups = test
+    classes = range(scores.shape[1])
+    order = np.argsort(scores, axis=0)
+    below = np.empty([resamples, len(classes), 2])  # share of the class, and of the rest
+    done = 0
+    for drawn in bootstrap.weights(groups, resamples, seed):
+        part = slice(done, done + len(drawn))
+        done += len(drawn)
+        for k in classes:
+            rows = order[:, k]
+            for side, wanted in enumerate((True, False)):
+                chosen = rows[(labels[rows] == k) == wanted]
+                below[part, k, side] = _share_below(
+                    scores[chosen, k], drawn[:, chosen], cuts[part, k]
+                )
+    return [
+        {"required_sensitivity": required, "threshold": float(least[k])}
+        | _rates(scores[:, k] < least[k], labels == k, below[:, k])
+        for k in classes
+    ]
+
+
+def _rates(below: np.ndarray, positive: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+    """Sensitivity and specificity of one cut; `drawn` [R, 2] holds shares below it."""
+    missed = below[positive].mean() if positive.any() else np.nan
+    clear = below[~positive].mean() if not positive.all() else np.nan
+    return {
+        "sensitivity": bootstrap.entry(1 - missed, 1 - drawn[:, 0], positive.sum()),
+        "specificity": bootstrap.entry(clear, drawn[:, 1], (~positive).sum()),
+    }
+
+
+def _drawn_thresholds(validation: Scored, required: float, resamples: int, seed: int) -> np.ndarray:
+    """The cuts fitted in each resample of the validation split, float [R, K]."""
+    scores, labels, groups = validation
+    cuts = np.empty([resamples, scores.shape[1]])
+    done = 0
+    for drawn in bootstrap.weights(groups, resamples, seed):
+        part = slice(done, done + len(drawn))
+        done += len(drawn)
+        for k in range(scores.shape[1]):
+            own = np.flatnonzero(labels == k)
+            own = own[np.argsort(scores[own, k])]
+            passed = drawn[:, own].cumsum(axis=1)
+            n = drawn[:, own].sum(axis=1)
+            rank = n + 1 - np.ceil((n + 1) * required * (1 - 1e-6))
+            at = (passed < rank[:, None]).sum(axis=1)  # the first whose copies reach the rank
+            ranked = np.concatenate([[0.0], scores[own, k]])
+            cuts[part, k] = ranked[np.where(rank > 0, at + 1, 0)]
+    return cuts
+
+
+def _share_below(ranked: np.ndarray, drawn: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """Weighted share of rising scores [n] that lie below each cut [R], NaN of nothing."""
+    passed = np.concatenate([np.zeros([len(drawn), 1]), drawn.cumsum(axis=1)], axis=1)
+    below = np.take_along_axis(passed, np.searchsorted(ranked, cut)[:, None], axis=1)[:, 0]
+    with np.errstate(invalid="ignore"):
+        return below / passed[:, -1]

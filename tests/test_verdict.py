@@ -1,0 +1,54 @@
+"""The line that says accuracy and doubt together."""
+
+import pytest
+
+from cxrjax import verdict
+
+ACCURACY = {"value": 0.9312, "low": 0.9149, "high": 0.9451, "n": 1365}
+
+
+def result(pairs=(0, 0, 0), patients=(0, 0, 0), **audit):
+    sides = ("train-validation", "train-test", "validation-test")
+    leaks = {
+        "pairs": dict(zip(sides, pairs, strict=True)),
+        "exact_pairs": dict(zip(sides, pairs, strict=True)),
+        "patients": dict(zip(sides, patients, strict=True)),
+    }
+    return {"test": {"accuracy": ACCURACY}, "audit": {"leaks": leaks} | audit}
+
+
+def test_a_clean_run():
+    assert verdict.line(result(pairs=(5, 0, 0))) == (
+        "accuracy .93 [.91, .95] n=1365; leaks 0; shortcut score not measured"
+    )
+
+
+def test_leaks_into_the_test_split_are_counted_whatever_their_kind():
+    assert "; leaks 6: LEAKY;" in verdict.line(result((9, 1, 2), (9, 3, 0)))
+
+
+def test_the_shortcut_audit_fills_its_place():
+    found = {"score": {"value": 0.42, "low": 0.3, "high": 0.5, "n": 9}, "word": "CONFOUNDED"}
+    assert verdict.line(result(shortcut=found)) == (
+        "accuracy .93 [.91, .95] n=1365; leaks 0; shortcut score .42: CONFOUNDED"
+    )
+    assert verdict.line(result(shortcut=found | {"word": ""})).endswith("shortcut score .42")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.934, ".93"),
+        (1.0, "1.00"),
+        (0.999, "1.00"),
+        (0.0, ".00"),
+        (-0.05, "-.05"),
+        (10.5, "10.50"),
+    ],
+)
+def test_numbers_are_short(value, text):
+    assert verdict.short(value) == text
+
+
+def test_what_is_undefined_is_said():
+    assert verdict.interval({"value": None, "low": None, "high": None, "n": 3}) == "undefined"
