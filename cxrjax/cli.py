@@ -13,6 +13,8 @@ from cxrjax.errors import UserError
 COMMANDS = {
     "train": ("cxrjax.main", "train a classifier and evaluate it once on the test split"),
     "data": ("cxrjax.data.__main__", "prepare, explore, or write phantom data"),
+    "audit": ("cxrjax.audit.__main__", "reasons to doubt a data set, and a run trained on it"),
+    "lungs": ("cxrjax.lungs.__main__", "train or evaluate the lung segmentation"),
     "bench": ("cxrjax.bench.__main__", "measure throughput, alone or against peers"),
     "convert": ("cxrjax.convert", "convert pretrained weights, list the networks"),
 }

@@ -77,6 +77,7 @@ def default() -> Config:
     config.eval = ConfigDict()
     config.eval.batch_size = 64
     config.eval.resamples = 2000  # bootstrap resamples behind each 95 % interval
+    config.eval.shortcuts = True  # test images also with black lungs: what is known without them
 
     config.lock()
     return config
@@ -93,6 +94,7 @@ def _default_data() -> Any:
     data.draw = ()  # balanced (train, validation, test), e.g. (1600, 400, 200); empty: all
     data.group_duplicates = True  # keep near-duplicates on one side of the split
     data.split_seed = 0
+    data.hold_out_source = ""  # a source whose images are the test split, and none else; "": none
     data.skip_broken = False  # True: name unreadable images and go on without them
     data.cache = ""  # folder of the decoded stores; empty: $CXRJAX_CACHE or ~/.cache/cxrjax
 

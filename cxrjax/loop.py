@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from cxrjax import build, evaluation, log, optim, prefix, runtime, step
+from cxrjax.audit import shortcuts, verdict
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset
@@ -296,6 +297,9 @@ def _finish(training: Training) -> dict[str, Any]:
         config.eval.resamples,
         config.seed,
     )
+    audit = data.audit
+    if config.eval.shortcuts:
+        audit = audit | {"shortcuts": _shortcuts(training, predictions["test"][0])}
     result = {
         "task": config.data.name,
         "model": config.model.name,
@@ -304,7 +308,7 @@ def _finish(training: Training) -> dict[str, Any]:
         "epochs": len(note["history"]) // 2,
         "best_epoch": note["best_epoch"],
         **splits,
-        "audit": data.audit,
+        "audit": audit | {"verdict": verdict.line(splits["test"]["accuracy"], audit)},
         "test_looks": looks,
         "split_digest": data.digest,
         "input": note["input"] | {"path": training.input.name},
@@ -317,6 +321,24 @@ def _finish(training: Training) -> dict[str, Any]:
     }
     training.folder.write_result(result)
     return result
+
+
+def _shortcuts(training: Training, intact: np.ndarray) -> dict[str, Any]:
+    """What the best weights know of the test images without lungs: part of the one look at them."""
+    config, data = training.config, training.data
+    params, batch_stats = training.best
+    run = functools.partial(training._eval_step, params, training.state.frozen, batch_stats)
+
+    return shortcuts.of_split(
+        lambda images: evaluation.predict_images(
+            run, images, config.eval.batch_size, "test without lungs"
+        ),
+        data,
+        data.splits["test"],
+        views=("without_lungs",),
+        intact=intact,
+        resamples=config.eval.resamples,
+    )
 
 
 class _StopSignals:

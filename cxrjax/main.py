@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxrjax import cli
+from cxrjax.audit import verdict
 
 _EPILOG = """\
 examples:
@@ -77,6 +78,7 @@ def summary(result: dict, workdir: Path) -> str:
     lines += _per_class(result["test"])
     lines += [f"audit      {finding}" for finding in result["audit"]["summary"]]
     lines.append(f"test split read {result['test_looks']} time(s) so far; results in {workdir}")
+    lines.append(verdict.line(result["test"]["accuracy"], result["audit"]))
     return "\n".join(lines)
 
 

@@ -142,7 +142,7 @@ def test_all_pairs_of_a_full_database_are_compared_in_seconds() -> None:
     contents = np.arange(n)
     start = time.process_time()
     for block in range(0, n, duplicates._BLOCK):
-        duplicates._candidates(block, hashes, contents)
+        duplicates._candidates(block, hashes, hashes, contents, 12)
     assert time.process_time() - start < 10
 
 

@@ -1,4 +1,4 @@
-"""A U-Net of eleven small convolutions (Ronneberger et al. 2015, arXiv 1505.04597), as functions."""
+"""A U-Net of twelve small convolutions (Ronneberger et al. 2015, arXiv 1505.04597)."""
 
 from __future__ import annotations
 

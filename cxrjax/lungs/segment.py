@@ -90,7 +90,9 @@ def load(path: Path) -> network.Params:
         ) from error
     for name, array in params.items():
         if array.shape != wanted[name].shape:
-            raise UserError(f"{path}: {name} has the shape {array.shape}, not that of this network.")
+            raise UserError(
+                f"{path}: {name} has the shape {array.shape}, not that of this network."
+            )
     return params
 
 

@@ -1,0 +1,82 @@
+"""The two audits as the command runs them: files written, findings in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cxrjax import log, trained
+from cxrjax.audit import data_audit, figures, shortcuts, verdict
+from cxrjax.config import Config
+from cxrjax.data import dataset
+from cxrjax.data.dataset import Dataset
+from cxrjax.errors import UserError, writing
+
+
+def data_set(config: Config, folder: Path) -> tuple[dict[str, Any], Dataset]:
+    """Audits a configuration's data set and draws its figures into `folder`."""
+    data = dataset.prepare(config)
+    source = dataset.open_source(config.data)
+    pairs = dataset.find_duplicates(source, data.store)
+    report = data_audit.audit(data, source, pairs)
+    with writing(folder, "choose another --out"):
+        if len(pairs.pairs):
+            figures.duplicates(data.store, pairs, folder / "duplicates.png")
+        if any(told["auroc"]["value"] is not None for told in report["predictability"].values()):
+            figures.predictability(report, folder / "predictability.png")
+        if report["sources"]["cramers_v"]["value"] is not None:
+            figures.sources(report, folder / "sources.png")
+    return report, data
+
+
+def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> dict[str, Any]:
+    """Audits a finished run's network on the test split; the run's result.json gets the verdict.
+
+    Returns:
+      `shortcuts`, see `shortcuts.measure`, and `verdict`.
+    Raises:
+      UserError: when the run is not finished or was trained on other data.
+    """
+    result = _result(workdir)
+    if result["split_digest"] != data.digest:
+        raise UserError(
+            f"{workdir} was trained on another split than the data found now give; point "
+            "--config.data.dir at the original data."
+        )
+    run = trained.load(workdir)
+    dataset.record_test_look(data, f"audit of {workdir}")
+    found = shortcuts.of_split(
+        trained.predictor(run), data, data.splits["test"], resamples=config.eval.resamples
+    )
+    image, mask = shortcuts.example(data, data.splits["test"])
+    with writing(folder, "choose another --out"):
+        figures.shortcut_views(found, image, mask, folder / "shortcuts.png")
+    result["audit"]["shortcuts"] = found
+    line = verdict.line(result["test"]["accuracy"], result["audit"])
+    result["audit"]["verdict"] = line
+    with writing(workdir, "make it writable"):
+        log.write_json(workdir / "result.json", result)
+    return {"shortcuts": found, "verdict": line}
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The lines printed at the end: findings, or that there are none; then the verdict on a run."""
+    n = report["n"]
+    lines = [f"finding: {finding['text']}" for finding in report["findings"]]
+    if not lines:
+        lines = [f"nothing found in {n} images"]
+    if "verdict" in report:
+        lines.append(report["verdict"])
+    return "\n".join(lines)
+
+
+def _result(workdir: Path) -> dict[str, Any]:
+    path = workdir / "result.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); finish the run first by python -m cxrjax.main "
+            f"--workdir {workdir}."
+        ) from error
