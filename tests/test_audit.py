@@ -52,7 +52,7 @@ def test_markers_are_found(tmp_path, strength):
 def test_duplicates_are_found(tmp_path, strength):
     report, _ = audited(tmp_path, **{"phantom.duplicates": strength})
     assert kinds(report) == {"duplicates"}  # kept on one side, so nothing leaks
-    assert report["duplicates"]["pairs"] >= round(strength * 480)
+    assert report["duplicates"]["pairs"] >= 0.98 * round(strength * 480)
     assert (tmp_path / "figures/duplicates.png").stat().st_size > 1000
 
 

@@ -19,10 +19,10 @@ from cxrjax.data import images as pictures
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.duplicates import THUMBNAIL
 
-CONTRADICTED_ALARM = 0.03  # lower end of the interval of the share of contradicted labels
+CONTRADICTED_ALARM = 0.04  # lower end of the interval of the share of contradicted labels
 _CLEAREST = 0.15  # share of the films that is looked at
 _SIDE = 20  # pixels, of a pair of lungs brought to one frame
-_COMPONENTS = 60
+_COMPONENTS = 40
 _FEWEST = 40  # films looked at below which nothing is said
 _MOST = 6000  # films, drawn at random from larger sets
 

@@ -71,12 +71,13 @@ def exposure(histograms: np.ndarray) -> np.ndarray:
     Args:
       histograms: int [N, 256], pixels of each grey level.
     """
-    share = histograms / np.maximum(histograms.sum(1, keepdims=True), 1)
+    total = np.maximum(histograms.sum(1, keepdims=True), 1)
+    share = histograms / total
     levels = np.arange(256)
     mean = share @ levels
     deviation = np.sqrt(np.maximum(share @ levels**2 - mean**2, 0))
-    below = share.cumsum(axis=1)
-    percentiles = [(below < p / 100).sum(axis=1) for p in _PERCENTILES]
+    below = histograms.cumsum(axis=1)
+    percentiles = [(below * 100 < p * total).sum(axis=1) for p in _PERCENTILES]
     used = (histograms > 0).sum(axis=1)
     columns = [mean, deviation, *percentiles, share[:, 0], share[:, 255], used]
     return np.stack(columns, axis=1).astype(np.float32)

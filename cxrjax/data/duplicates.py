@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -27,11 +28,14 @@ _CONTRAST_FLOOR = 4.0  # grey levels below which detail counts as noise
 _CANDIDATE_BITS = 12  # largest Hamming distance of a pair that is looked at
 # Copies turned by more than a degree or two lose both hash and correlation: one of the pair is
 # turned back first. Fewer bits then, or most of the time would go into strangers.
-_TURNS = (-5.0, -2.5, 2.5, 5.0)  # degrees
-_TURNED_BITS = 8
+_TURNS = (0.0, -5.0, -2.5, 2.5, 5.0)  # degrees
+_TURNED_BITS = 6
 _SAME_FILM = 0.88  # detail correlation: above it, pairs seen were one film or one sitting
-_SAME_FILM_NEAR_HASH = 0.81  # enough when the hashes nearly agree: slightly cropped copies
+# Slightly cropped copies correlate less, but their hashes nearly agree: such pairs are looked at
+# again, one of them stretched to fit the other.
+_LOOK_AGAIN = 0.75
 _NEAR_BITS = 3
+_STRETCHES = (0.96, 0.98, 1.0, 1.02, 1.04)  # of height and width
 _BLOCK = 512
 _MOST_PAIRS = 5_000_000
 
@@ -49,8 +53,10 @@ def find_duplicates(images: np.ndarray) -> Duplicates:
 
     A 64-bit perceptual hash (signs of the low frequencies of the discrete cosine transform of a
     32x32 thumbnail, without the constant row and column) proposes pairs by Hamming distance; the
-    correlation of band-passed, locally contrast-normalised 64x64 thumbnails confirms them.
-    Copies cropped by more than about 3 % a side are missed, for nothing is registered first.
+    correlation of band-passed, locally contrast-normalised 64x64 thumbnails confirms them, of
+    pairs with nearly equal hashes also after stretching one of the two by up to 4 %. The same is
+    done with one of each pair turned by up to 5 degrees. Copies cropped by more than about 3 % a
+    side are missed.
     Mirrored images are not duplicates: there are no flips in chest films.
 
     Args:
@@ -60,7 +66,7 @@ def find_duplicates(images: np.ndarray) -> Duplicates:
     """
     n = len(images)
     hashes, details, contents = np.zeros(n, np.uint64), _no_details(n), np.zeros(n, np.int64)
-    turned = np.zeros((1 + len(_TURNS), n), np.uint64)
+    turned = np.zeros((len(_TURNS), n), np.uint64)
     seen: dict[bytes, int] = {}
     for start in range(0, n, _BLOCK):
         block = np.asarray(images[start : start + _BLOCK])
@@ -72,13 +78,13 @@ def find_duplicates(images: np.ndarray) -> Duplicates:
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
             contents[start + offset] = seen.setdefault(digest, start + offset)
     found: list[tuple[np.ndarray, ...]] = [
-        _confirmed(np.zeros((0, 2), int), hashes, details, contents)
+        _confirmed(np.zeros((0, 2), int), images, hashes, details, contents)
     ]
     total = 0
     for start in range(0, n, _BLOCK):
         candidates = _candidates(start, hashes, hashes, contents, _CANDIDATE_BITS)
-        found.append(_confirmed(candidates, hashes, details, contents))
-        for degrees, own in zip(_TURNS, turned[1:], strict=True):
+        found.append(_confirmed(candidates, images, hashes, details, contents))
+        for degrees, own in zip(_TURNS, turned, strict=True):
             candidates = _candidates(start, own, turned[0], None, _TURNED_BITS)
             found.append(_confirmed_turned(candidates, images, degrees, details))
         total += sum(len(part[0]) for part in found[-1 - len(_TURNS) :])
@@ -147,7 +153,7 @@ def fine_detail(thumbnails: np.ndarray) -> np.ndarray:
     power = ndimage.gaussian_filter(band * band, (0, _COARSE, _COARSE))
     band /= np.sqrt(power + _CONTRAST_FLOOR**2)
     inner = slice(_BORDER, THUMBNAIL - _BORDER)
-    flat = band[:, inner, inner].reshape(len(thumbnails), -1)
+    flat = band[:, inner, inner].reshape(len(thumbnails), (THUMBNAIL - 2 * _BORDER) ** 2)
     flat = flat - flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
@@ -186,13 +192,21 @@ def _candidates(
 
 
 def _confirmed(
-    pairs: np.ndarray, hashes: np.ndarray, details: np.ndarray, contents: np.ndarray
+    pairs: np.ndarray,
+    images: np.ndarray,
+    hashes: np.ndarray,
+    details: np.ndarray,
+    contents: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     correlation = _correlation(details, pairs[:, 0], details, pairs[:, 1])
     i, j = pairs.T
     exact = contents[i] == contents[j]
     near = np.bitwise_count(hashes[i] ^ hashes[j]) <= _NEAR_BITS
-    same = exact | (correlation >= np.where(near, _SAME_FILM_NEAR_HASH, _SAME_FILM))
+    again = near & (correlation >= _LOOK_AGAIN) & (correlation < _SAME_FILM)
+    for p in np.flatnonzero(again):
+        stretched = fine_detail(_stretched(_thumbnails(np.asarray(images[i[p]])[None])[0]))
+        correlation[p] = (stretched @ details[j[p]]).max()
+    same = exact | (correlation >= _SAME_FILM)
     correlation[exact] = 1
     return pairs[same].astype(np.int32), correlation[same], exact[same]
 
@@ -216,31 +230,46 @@ def _correlation(one: np.ndarray, i: np.ndarray, other: np.ndarray, j: np.ndarra
     return correlation
 
 
+def _stretched(thumbnail: np.ndarray) -> np.ndarray:
+    """float32 [64, 64] to [S * S, 64, 64]: by all `_STRETCHES` about the centre, bilinear."""
+    middle = (THUMBNAIL - 1) / 2
+    return np.stack(
+        [
+            ndimage.affine_transform(
+                thumbnail, scale, middle * (1 - np.array(scale)), order=1, mode="nearest"
+            )
+            for scale in itertools.product(_STRETCHES, repeat=2)
+        ]
+    )
+
+
 def _turned(thumbnails: np.ndarray, degrees: float) -> np.ndarray:
     """float32 [N, 64, 64] counter-clockwise about the centre, bilinear, black outside."""
+    if degrees == 0:
+        return thumbnails
     return ndimage.rotate(thumbnails, degrees, axes=(2, 1), reshape=False, order=1)
 
 
 def _turned_hashes(thumbnails: np.ndarray) -> np.ndarray:
-    """uint64 [1 + T, N]: hashes of the middle of the thumbnails, as they are and turned.
+    """uint64 [T, N]: hashes of the middle of the thumbnails, turned by each of `_TURNS`.
 
     Like `perceptual_hash`, but a window leaves out what turning moves across the rim. Turning is
     not done: the cosines are turned the other way, which makes all hashes one product of matrices.
     """
     n = len(thumbnails)
     low = thumbnails.reshape(n, -1) @ _turned_cosines()
-    bits = low.reshape(n, 1 + len(_TURNS), 64) > 0
+    bits = low.reshape(n, len(_TURNS), 64) > 0
     return np.packbits(bits, axis=2).view(np.uint64)[:, :, 0].T
 
 
 @functools.cache
 def _turned_cosines() -> np.ndarray:
-    """float32 [64 * 64, (1 + T) * 64]: windowed cosines, each of mean zero."""
+    """float32 [64 * 64, T * 64]: windowed cosines, each of mean zero."""
     at = np.arange(THUMBNAIL) + 0.5
     waves = np.cos(np.pi / THUMBNAIL * np.arange(1, 9)[:, None] * at)
     cosines = np.einsum("uy,vx->uvyx", waves, waves).reshape(64, THUMBNAIL, THUMBNAIL)
     ramp = np.clip((np.minimum(at, THUMBNAIL - at) - _BORDER / 2) / _BORDER, 0, 1)
     window = np.outer(ramp, ramp)
     cosines = (cosines - (cosines * window).sum((1, 2), keepdims=True) / window.sum()) * window
-    columns = [_turned(cosines, -degrees).reshape(64, -1).T for degrees in (0.0, *_TURNS)]
+    columns = [_turned(cosines, -degrees).reshape(64, -1).T for degrees in _TURNS]
     return np.concatenate(columns, axis=1).astype(np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 
 SIDE = 64  # pixels; films are brought to this size
-_CHANNELS = (12, 24, 48, 64)  # by level; each level halves the side
+_CHANNELS = (8, 16, 32, 48)  # by level; each level halves the side
 
 Params = dict[str, jax.Array]
 
