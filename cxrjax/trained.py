@@ -44,7 +44,7 @@ def load(workdir: Path) -> Trained:
     config = config_lib.load(str(workdir / "config.json"))
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         newest = checkpoints.latest()
-        note = checkpoints.note(newest) if newest is not None else {"finished": False}
+        note: Any = checkpoints.note(newest) if newest is not None else {"finished": False}
         if newest is None or not note["finished"]:
             raise UserError(
                 f"the run in {workdir} is not finished; finish it by python -m cxrjax.main "

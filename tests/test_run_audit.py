@@ -51,9 +51,8 @@ def test_a_run_on_marked_films_is_confounded(marked):
     score = audit["shortcuts"]["score"]
     assert score["low"] > 0.5 and score["n"] == 80
     assert audit["shortcuts"]["lungs"] == "the data set"
-    assert (
-        audit["verdict"].endswith("CONFOUNDED") and "leaks 0; shortcut score ." in audit["verdict"]
-    )
+    assert audit["verdict"].endswith("CONFOUNDED")
+    assert "leaks 0; shortcut score " in audit["verdict"]
 
 
 def test_a_finished_run_predicts_as_it_did(marked):

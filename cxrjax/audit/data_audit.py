@@ -169,8 +169,8 @@ def findings(report: dict[str, Any]) -> list[dict[str, str]]:
     if doubtful["alarm"]:
         add(
             "label_doubts",
-            "labels contradict the clearest films: share "
-            f"{_interval(doubtful['contradicted'])} of those",
+            f"labels contradict the lungs on {_interval(doubtful['contradicted'])} of the clearest "
+            "films: wrong labels, or a likeness that misleads a small classifier; look at them",
         )
     return found
 

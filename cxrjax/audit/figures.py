@@ -14,6 +14,7 @@ from cxrjax.plotting import COLOURS, WIDTH, new_figure, save
 
 _PAIRS = 6
 _SOURCES = 12
+_DOUBTS = 12
 
 
 def duplicates(store: Store, found: Duplicates, path: Path) -> None:
@@ -103,6 +104,26 @@ def sources(report: dict[str, Any], path: Path) -> None:
     save(figure, path)
 
 
+def label_doubts(store: Store, found: dict[str, Any], path: Path) -> None:
+    """The films whose labels a small classifier of the lungs contradicts most surely."""
+    examples = found["examples"][:_DOUBTS]
+    rows = -(-len(examples) // 6)
+    figure = new_figure(0.5 + rows * (WIDTH / 6 + 0.5))
+    panels = figure.subplots(rows, 6, squeeze=False).ravel()
+    for axes in panels:
+        axes.axis("off")
+    for axes, example in zip(panels, examples, strict=False):
+        axes.imshow(store.images[store.names.index(example["name"])], cmap="gray")
+        title = f"label {example['label']}\n{example['looks_like']} {example['probability']:.2f}?"
+        axes.set_title(title.replace("_", " "), fontsize=6)
+    share = found["contradicted"]
+    figure.suptitle(
+        f"Labels contradict the lungs on {share['value']:.0%} of the {share['n']:,} clearest films",
+        fontsize=9,
+    )
+    save(figure, path)
+
+
 def shortcut_views(found: dict[str, Any], image: np.ndarray, mask: np.ndarray, path: Path) -> None:
     """AUROC and accuracy of every view, under an example of it.
 
@@ -112,7 +133,8 @@ def shortcut_views(found: dict[str, Any], image: np.ndarray, mask: np.ndarray, p
     """
     views = list(found["views"])
     figure = new_figure(3.6)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.6))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.6))
+    above, below = parts
     for name, axes in zip(views, above.subplots(1, len(views)), strict=True):
         change = shortcuts.VIEWS.get(name, lambda image, mask: image)
         axes.imshow(change(image, mask), cmap="gray", vmin=0, vmax=255)

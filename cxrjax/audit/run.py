@@ -27,6 +27,8 @@ def data_set(config: Config, folder: Path) -> tuple[dict[str, Any], Dataset]:
             figures.predictability(report, folder / "predictability.png")
         if report["sources"]["cramers_v"]["value"] is not None:
             figures.sources(report, folder / "sources.png")
+        if report["label_doubts"]["examples"]:
+            figures.label_doubts(data.store, report["label_doubts"], folder / "label_doubts.png")
     return report, data
 
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -233,14 +233,13 @@ def _correlation(one: np.ndarray, i: np.ndarray, other: np.ndarray, j: np.ndarra
 def _stretched(thumbnail: np.ndarray) -> np.ndarray:
     """float32 [64, 64] to [S * S, 64, 64]: by all `_STRETCHES` about the centre, bilinear."""
     middle = (THUMBNAIL - 1) / 2
-    return np.stack(
-        [
-            ndimage.affine_transform(
-                thumbnail, scale, middle * (1 - np.array(scale)), order=1, mode="nearest"
-            )
-            for scale in itertools.product(_STRETCHES, repeat=2)
-        ]
-    )
+    stretched = []
+    for scale in itertools.product(_STRETCHES, repeat=2):
+        offset: Any = [middle * (1 - s) for s in scale]
+        stretched.append(
+            ndimage.affine_transform(thumbnail, scale, offset, order=1, mode="nearest")
+        )
+    return np.stack(stretched)
 
 
 def _turned(thumbnails: np.ndarray, degrees: float) -> np.ndarray:

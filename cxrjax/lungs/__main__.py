@@ -23,7 +23,7 @@ def _run(argv: Sequence[str]) -> int:
     train = commands.add_parser("train", help="train on phantoms, and on annotated films if given")
     train.add_argument("--masks", metavar="PATH", help=f"{_MASKS}; one half is trained on")
     train.add_argument("--out", metavar="FILE", help="default: the package's own weights")
-    train.add_argument("--phantoms", type=int, default=3000, help="default %(default)s")
+    train.add_argument("--phantoms", type=int, default=1000, help="default %(default)s")
     train.add_argument("--steps", type=int, default=1500, help="default %(default)s")
     train.set_defaults(run=_train)
     evaluate = commands.add_parser("evaluate", help="Dice on the other half of annotated films")
@@ -44,7 +44,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     parts = [training.phantoms(arguments.phantoms, seed=2**20)]  # not those of the configs
     if arguments.masks:
-        parts.append(training.halves(training.annotated_films(Path(arguments.masks)))[0])
+        annotated, _ = training.halves(training.annotated_films(Path(arguments.masks)))
+        parts += [annotated, annotated]  # twice their share: they are what is to be segmented
     params = training.train(parts, arguments.steps)
     held_back = training.phantoms(200, seed=2**20 + 1)
     found = training.mean_interval(training.dice(held_back, params))

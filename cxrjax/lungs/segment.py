@@ -47,7 +47,8 @@ def small(images: np.ndarray) -> np.ndarray:
 
 def _largest_two(logits: np.ndarray) -> np.ndarray:
     """Logits with everything outside the two largest pieces negative, and their holes filled."""
-    pieces, count = ndimage.label(logits > 0)
+    labelled: Any = ndimage.label(logits > 0)
+    pieces, count = labelled
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
     kept = 1 + np.argsort(-sizes, kind="stable")[:2]
     kept = kept[sizes[kept - 1] >= _SMALLEST * logits.size]
@@ -68,9 +69,9 @@ def save(path: Path, params: network.Params, **notes: str) -> None:
       UserError: when it cannot be written.
     """
     arrays: dict[str, Any] = {name: np.asarray(p, np.float16) for name, p in params.items()}
-    texts = {f"note/{name}": np.array(text) for name, text in notes.items()}
+    arrays |= {f"note/{name}": np.array(text) for name, text in notes.items()}
     with writing(path, "choose another --out"), log.replacing(path, "wb") as file:
-        np.savez_compressed(file, **arrays, **texts)
+        np.savez_compressed(file, **arrays)
 
 
 def load(path: Path) -> network.Params:

@@ -161,11 +161,11 @@ def _augmented(films: jax.Array, masks: jax.Array, key: jax.Array) -> tuple[jax.
         return jax.random.uniform(keys[k], shape or (n,), jnp.float32, low, high)
 
     pose = {
-        "shift": uniform(0, -0.12 * side, 0.12 * side, n, 2),
-        "radians": uniform(1, -0.2, 0.2),
-        "scale": uniform(2, 0.75, 1.25),
+        "shift": uniform(0, -0.08 * side, 0.08 * side, n, 2),
+        "radians": uniform(1, -0.15, 0.15),
+        "scale": uniform(2, 0.8, 1.2),
     }
-    flip = (uniform(3, 0, 1) < 0.3)[:, None, None]
+    flip = (uniform(3, 0, 1) < 0.2)[:, None, None]
     x, y = (
         warp(jnp.where(flip, a[:, :, ::-1], a)[..., None].astype(jnp.float32), **pose)[..., 0]
         for a in (films, masks.astype(jnp.float32))
