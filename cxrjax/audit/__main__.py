@@ -58,14 +58,13 @@ def _run(argv: Sequence[str]) -> int:
     from cxrjax import log, runtime
     from cxrjax.errors import writing
 
-    config = config_lib.load(
-        arguments.config if workdir is None else str(workdir / "config.json"), overrides
-    )
+    named = str(arguments.config if workdir is None else workdir / "config.json")
+    config = config_lib.load(named, overrides)
     if workdir is not None and arguments.config is not None:
         _check_same_data(config, config_lib.load(arguments.config, overrides), workdir)
     place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
     config.data.dir = str(Path(place).expanduser().absolute()) if place else ""
-    out = Path(arguments.out) if arguments.out else _default_out(workdir, arguments.config)
+    out = Path(arguments.out) if arguments.out else _default_out(workdir, named)
     runtime.start(runtime.cache_root(config.data.cache) / "compiled")
     from cxrjax.audit import run
 

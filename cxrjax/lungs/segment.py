@@ -20,6 +20,7 @@ from cxrjax.lungs import network
 WEIGHTS = Path(__file__).with_name("weights.npz")
 _BATCH = 64
 _SMALLEST = 0.02  # of the film: smaller pieces are no lung
+_FLAT = 2.0  # grey levels; films that vary less show nothing
 _run = jax.jit(network.apply)
 
 
@@ -33,8 +34,9 @@ def masks(images: np.ndarray, params: network.Params | None = None) -> np.ndarra
         films = np.zeros((_BATCH, network.SIDE, network.SIDE), np.float32)
         films[: len(part)] = small(part)
         logits = np.asarray(_run(params, jnp.asarray(films)))[: len(part)]
-        for i, film in enumerate(logits):
-            found[start + i] = _enlarged(_largest_two(film), height, width)
+        shown = films.std(axis=(1, 2)) >= _FLAT
+        for i in np.flatnonzero(shown[: len(part)]):
+            found[start + i] = _enlarged(_largest_two(logits[i]), height, width)
     return found
 
 
