@@ -31,6 +31,7 @@ _CANDIDATE_BITS = 12  # largest Hamming distance of a pair that is looked at
 _TURNS = (0.0, -5.0, -2.5, 2.5, 5.0)  # degrees
 _TURNED_BITS = 6
 _SAME_FILM = 0.88  # detail correlation: above it, pairs seen were one film or one sitting
+_SAME_FILM_TURNED = 0.93  # with five tries at each pair strangers come closer, and copies too
 # Slightly cropped copies correlate less, but their hashes nearly agree: such pairs are looked at
 # again, one of them stretched to fit the other.
 _LOOK_AGAIN = 0.75
@@ -218,7 +219,7 @@ def _confirmed_turned(
     rows, position = np.unique(pairs[:, 0], return_inverse=True)
     turned = fine_detail(_turned(_thumbnails(np.asarray(images[rows])), degrees))
     correlation = _correlation(turned, position, details, pairs[:, 1])
-    same = correlation >= _SAME_FILM
+    same = correlation >= (_SAME_FILM_TURNED if degrees else _SAME_FILM)
     return pairs[same].astype(np.int32), correlation[same], np.zeros(same.sum(), bool)
 
 
