@@ -32,9 +32,9 @@ def kinds(report):
     return {finding["kind"] for finding in report["findings"]}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_clean_phantoms_raise_nothing(tmp_path, seed):
-    report, _ = audited(tmp_path, **{"phantom.seed": seed})
+def test_clean_phantoms_raise_nothing(tmp_path):
+    """One seed; experiments/false_alarms.py tries twenty."""
+    report, _ = audited(tmp_path)
     assert report["findings"] == []
     assert report["sources"]["cramers_v"]["value"] is None
     # Opacities do show in thumbnails: a figure, not a finding.
@@ -64,7 +64,7 @@ def test_duplicates_across_splits_are_leaks(tmp_path, strength):
 
 @pytest.mark.parametrize("strength", [0.15, 0.4])
 def test_label_noise_is_found(tmp_path, strength):
-    report, _ = audited(tmp_path, **{"phantom.label_noise": strength, "phantom.count": 1200})
+    report, _ = audited(tmp_path, **{"phantom.label_noise": strength, "phantom.count": 800})
     assert kinds(report) == {"label_doubts"}
 
 
@@ -97,9 +97,25 @@ def test_files_sources_and_patients_that_tell_the_class(tmp_path, folder):
     told = report["predictability"]["encoding"]["auroc"]
     assert told["n"] == 160 and 0.7 < told["low"] <= told["value"] <= told["high"]
     v = report["sources"]["cramers_v"]
-    assert v["value"] == pytest.approx(1) and v["n"] == 160
+    assert 0.95 < v["low"] <= v["value"] <= v["high"] <= 1 and v["n"] == 160
     assert report["sources"]["table"]["hospital 0"]["perihilar"] == 0
     assert (tmp_path / "figures/sources.png").stat().st_size > 1000
+
+
+def test_a_patient_on_two_sides_of_given_splits_is_found(tmp_path, folder):
+    rows = ["file,patient"]
+    for i, path in enumerate(sorted(folder.glob("*/*.*"))):
+        part, kind = ("train", "test")[i % 2], path.parent.name
+        (folder / part / kind).mkdir(parents=True, exist_ok=True)
+        path.rename(folder / part / kind / path.name)
+        rows.append(f"{part}/{kind}/{path.name},p{i // 2}")
+    for kind in {path.name for path in folder.iterdir()} - {"train", "test", "metadata.csv"}:
+        (folder / kind).rmdir()
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    report, data = audited(tmp_path, name="folder", dir=str(folder), group_duplicates=False)
+    assert "patients" in kinds(report)
+    assert sum(report["leaks"]["patients"].values()) >= 70
+    assert data.groups.max() > 0
 
 
 def test_the_command_writes_and_tells(tmp_path, capsys):
@@ -112,7 +128,7 @@ def test_the_command_writes_and_tells(tmp_path, capsys):
     assert command.main([*arguments, "--strict"]) == 1
     assert "pairs of near-duplicates" in capsys.readouterr().out
     report = json.loads((tmp_path / "out/audit.json").read_text())
-    assert report["findings"] and report["seconds"] > 0
+    assert report["findings"] and report["seconds"]["total"] > report["seconds"]["prepare"] > 0
     assert command.main(["--workdir", str(tmp_path / "nowhere")]) == 2
 
 

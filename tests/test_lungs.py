@@ -66,7 +66,7 @@ def test_at_most_two_pieces_without_holes_are_kept():
 
 def test_training_learns_and_its_weights_come_back(phantoms, tmp_path):
     untrained = training.dice(phantoms, network.init(0)).mean()
-    params = training.train([phantoms], steps=80)
+    params = training.train([phantoms], steps=40)
     assert training.dice(phantoms, params).mean() > max(0.5, untrained + 0.2)
     segment.save(tmp_path / "w.npz", params, trained_on="a test")
     again = segment.load(tmp_path / "w.npz")

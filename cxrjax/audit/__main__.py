@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,11 +69,9 @@ def _run(argv: Sequence[str]) -> int:
 
     with writing(out, "choose another --out"):
         (out / "figures").mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
     report, data = run.data_set(config, out / "figures")
     if workdir is not None:
         report |= run.trained_run(workdir, config, data, out / "figures")
-    report["seconds"] = round(time.perf_counter() - start, 1)
     with writing(out, "choose another --out"):
         log.write_json(out / "audit.json", report)
     print(run.summary(report))
