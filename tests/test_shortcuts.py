@@ -152,7 +152,7 @@ def test_the_verdict_in_a_line():
     ("leaking", "score", "word"),
     [
         (0, interval(0.02, -0.03, 0.07), "SOUND"),
-        (0, interval(0.08, 0.02, 0.14), "UNCERTAIN"),
+        (0, interval(0.08, 0.02, 0.19), "UNCERTAIN"),
         (0, interval(None, None, None), "UNCERTAIN"),
         (0, None, "UNCERTAIN"),
         (2, interval(0.02, -0.03, 0.07), "LEAKING"),

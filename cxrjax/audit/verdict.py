@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# A network that keeps a tenth of what it knows where no lung is to be seen uses something else.
-CONFOUNDED_ABOVE = 0.1
+# A network that keeps more than this of what it knows, where no lung is to be seen, uses something
+# else. Not less: with 400 test images the score of a sound one is 0 give or take .1.
+CONFOUNDED_ABOVE = 0.15
 
 
 def leaks(audit: Mapping[str, Any]) -> int:
@@ -17,7 +18,7 @@ def leaks(audit: Mapping[str, Any]) -> int:
 
 
 def word(leaks: int, score: Mapping[str, Any] | None) -> str:
-    """LEAKING, CONFOUNDED (the score's interval lies above a tenth), SOUND (below), or UNCERTAIN.
+    """LEAKING, CONFOUNDED (the score's interval lies above .15), SOUND (below), or UNCERTAIN.
 
     Args:
       leaks: see `leaks`.

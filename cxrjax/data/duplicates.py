@@ -35,7 +35,7 @@ _SAME_FILM_TURNED = 0.93  # with five tries at each pair strangers come closer, 
 # Slightly cropped copies correlate less, but their hashes nearly agree: such pairs are looked at
 # again, one of them stretched to fit the other.
 _LOOK_AGAIN = 0.75
-_NEAR_BITS = 3
+_NEAR_BITS = 6
 _STRETCHES = (0.96, 0.98, 1.0, 1.02, 1.04)  # of height and width
 _BLOCK = 512
 _MOST_PAIRS = 5_000_000
