@@ -157,6 +157,7 @@ def shortcut_views(found: dict[str, Any], image: np.ndarray, mask: np.ndarray, p
                 label=metric if not column else None,
             )
     axes.axhline(0.5, color="0.7", lw=1)
+    axes.text(len(views) - 0.5, 0.51, "AUROC of chance", ha="right", fontsize=6, color="0.4")
     axes.set_xticks(range(len(views)), [name.replace("_", " ") for name in views], fontsize=7)
     axes.set_xlim(-0.5, len(views) - 0.5)
     axes.set_ylim(0, 1.02)
