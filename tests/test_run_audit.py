@@ -68,11 +68,13 @@ def test_a_finished_run_predicts_as_it_did(marked):
 
 def test_the_command_audits_a_run(marked, capsys):
     before = json.loads((marked / "result.json").read_text())
-    assert command.main(["--workdir", str(marked)]) == 0
+    assert command.main(["--workdir", str(marked), "--strict"]) == 1
     told = capsys.readouterr().out
     assert "borders alone tell the class" in told and told.count("CONFOUNDED") == 1
     report = json.loads((marked / "audit/audit.json").read_text())
     views = report["shortcuts"]["views"]
+    kinds = [finding["kind"] for finding in report["findings"]]
+    assert "borders" in kinds and kinds.count("shortcuts") == 1
     assert views["borders_only"]["auroc"]["low"] > 0.7
     assert views["without_lungs"]["auroc"]["value"] > views["lungs_only"]["auroc"]["value"]
     for metric in views["centre_only"].values():

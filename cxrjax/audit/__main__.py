@@ -71,7 +71,8 @@ def _run(argv: Sequence[str]) -> int:
         (out / "figures").mkdir(parents=True, exist_ok=True)
     report, data = run.data_set(config, out / "figures")
     if workdir is not None:
-        report |= run.trained_run(workdir, config, data, out / "figures")
+        found = run.trained_run(workdir, config, data, out / "figures")
+        report |= found | {"findings": report["findings"] + found["findings"]}
     with writing(out, "choose another --out"):
         log.write_json(out / "audit.json", report)
     print(run.summary(report))

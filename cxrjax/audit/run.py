@@ -45,7 +45,7 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
     """Audits a finished run's network on the test split; the run's result.json gets the verdict.
 
     Returns:
-      `shortcuts`, see `shortcuts.measure`, and `verdict`.
+      `shortcuts`, see `shortcuts.measure`, `verdict`, and `findings` as those of the data.
     Raises:
       UserError: when the run is not finished or was trained on other data.
     """
@@ -68,7 +68,12 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
     result["audit"]["verdict"] = line
     with writing(workdir, "make it writable"):
         log.write_json(workdir / "result.json", result)
-    return {"shortcuts": found, "verdict": line}
+    score, findings = found["score"], []
+    if "CONFOUNDED" in verdict.word(0, score):
+        shown = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}] n={score['n']}"
+        text = f"the network tells the classes without lungs: shortcut score {shown}"
+        findings.append({"kind": "shortcuts", "text": text})
+    return {"shortcuts": found, "verdict": line, "findings": findings}
 
 
 def summary(report: dict[str, Any]) -> str:
