@@ -49,16 +49,16 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
     Raises:
       UserError: when the run is not finished or was trained on other data.
     """
-    result = _result(workdir)
-    if result["split_digest"] != data.digest:
+    run = trained.load(workdir)
+    if (run.digest, run.fingerprint) != (data.digest, data.fingerprint):
         raise UserError(
-            f"{workdir} was trained on another split than the data found now give; point "
+            f"{workdir} was trained on other data or another split than those found now; point "
             "--config.data.dir at the original data."
         )
-    run = trained.load(workdir)
+    result = _result(workdir)
     dataset.record_test_look(data, f"audit of {workdir}")
     found = shortcuts.of_split(
-        trained.predictor(run), data, data.splits["test"], resamples=config.eval.resamples
+        run.predict, data, data.splits["test"], resamples=config.eval.resamples
     )
     image, mask = shortcuts.example(data, data.splits["test"])
     with writing(folder, "choose another --out"):
