@@ -1,6 +1,6 @@
 """Alarms of the data audit on clean phantoms over many seeds, and on each planted fault.
 
-python experiments/false_alarms.py [--seeds 20] [--count 480] [--json OUT]
+python experiments/false_alarms.py [--seeds 20] [--first 0] [--count 480] [--json OUT]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ FAULTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=480)
     parser.add_argument("--faults", default=",".join(FAULTS), help="default: all")
     parser.add_argument("--json")
@@ -34,7 +35,7 @@ def main() -> None:
         alarms: dict[str, list[int]] = {}
         figures = []
         start = time.perf_counter()
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first, arguments.first + arguments.seeds):
             with tempfile.TemporaryDirectory() as folder:
                 config = config_lib.default()
                 config.data.image_size = 64
