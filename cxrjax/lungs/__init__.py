@@ -1,8 +1,8 @@
 """Where the lungs are on a film: a small segmentation network that comes with the package.
 
 `weights.npz` was trained by `python -m cxrjax.lungs train --masks PATH` on 1,000 phantoms and on
-150 films with lung masks published under CC BY 4.0; Dice on 150 others .939 [.934, .944], the better of
-two trainings judged on these.
+150 films with lung masks published under CC BY 4.0; Dice on 150 others .939 [.934, .944], the
+better of two trainings judged on these.
 """
 
 from __future__ import annotations
