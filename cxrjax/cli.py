@@ -15,6 +15,8 @@ COMMANDS = {
     "compare": ("cxrjax.compare", "compare runs on the same test images, pair by pair"),
     "decide": ("cxrjax.decide", "what a run is worth against PCR, and its decision curve"),
     "data": ("cxrjax.data.__main__", "prepare, explore, or write phantom data"),
+    "audit": ("cxrjax.audit.__main__", "reasons to doubt a data set, and a run trained on it"),
+    "lungs": ("cxrjax.lungs.__main__", "train or evaluate the lung segmentation"),
     "bench": ("cxrjax.bench.__main__", "measure throughput, alone or against peers"),
     "convert": ("cxrjax.convert", "convert pretrained weights, list the networks"),
 }

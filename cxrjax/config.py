@@ -80,6 +80,7 @@ def default() -> Config:
     config.eval.conformal_level = 0.9  # share of the prediction sets that hold the true class
     config.eval.coverage = 0.9  # share of images to be answered, the surest ones
     config.eval.sensitivity = 0.95  # required of the cut on each class's probability
+    config.eval.shortcuts = True  # test images also with black lungs: what is known without them
 
     config.lock()
     return config
@@ -96,6 +97,7 @@ def _default_data() -> Any:
     data.draw = ()  # balanced (train, validation, test), e.g. (1600, 400, 200); empty: all
     data.group_duplicates = True  # keep near-duplicates on one side of the split
     data.split_seed = 0
+    data.hold_out_source = ""  # a source whose images are the test split, and none else; "": none
     data.skip_broken = False  # True: name unreadable images and go on without them
     data.cache = ""  # folder of the decoded stores; empty: $CXRJAX_CACHE or ~/.cache/cxrjax
 

@@ -13,6 +13,7 @@ from cxrjax import evaluation_figures, figures, log, metrics, predictions, uncer
 from cxrjax.config import Config
 from cxrjax.data.batches import Batch, Plan, evaluation_plan
 from cxrjax.data.dataset import Dataset
+from cxrjax.data.resident import ResidentInput
 from cxrjax.errors import writing
 
 Predict = Callable[[Batch], tuple[jax.Array, jax.Array]]
@@ -53,6 +54,12 @@ def predict(
         np.concatenate([probabilities for probabilities, _ in host])[rows],
         np.concatenate([loss for _, loss in host])[rows],
     )
+
+
+def predict_images(step: Predict, images: np.ndarray, batch_size: int, what: str) -> np.ndarray:
+    """Probabilities float32 [N, K] of images uint8 [N, S, S] that are in no store."""
+    source = ResidentInput(images, np.zeros(len(images), np.int32))
+    return predict(step, source.batches, np.arange(len(images)), batch_size, what)[0]
 
 
 def summarise_epoch(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,14 @@ import jax
 import numpy as np
 
 from cxrjax import ahead, build, evaluation, log, optim, prefix, runtime, step, verdict
+from cxrjax.audit import shortcuts
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset
 from cxrjax.data.resident import ResidentInput
 from cxrjax.errors import UserError
 from cxrjax.run_folder import RunFolder
+from cxrjax.stop_signals import StopSignals
 
 
 class Training:
@@ -101,7 +102,7 @@ class Training:
     def fit(self) -> None:
         """Trains until the last epoch or until validation loss stops improving."""
         config = self.config.train
-        with _StopSignals() as stop, jax.transfer_guard("disallow"):
+        with StopSignals() as stop, jax.transfer_guard("disallow"):
             compiling = self._compile_ahead()
             self._prepare(stop)
             compiling.wait()
@@ -123,7 +124,7 @@ class Training:
                 if stop.requested:
                     self._interrupt()
 
-    def _prepare(self, stop: _StopSignals) -> None:
+    def _prepare(self, stop: StopSignals) -> None:
         """Stores the maps of frozen layers that training needs: not those of the test split."""
         if not isinstance(self.input, prefix.FrozenMaps) or self.note["finished"]:
             return
@@ -180,7 +181,7 @@ class Training:
             f"the state is saved in {self.folder.path}; run the same command to resume."
         )
 
-    def _train_epoch(self, epoch: int, stop: _StopSignals) -> dict[str, Any]:
+    def _train_epoch(self, epoch: int, stop: StopSignals) -> dict[str, Any]:
         config = self.config
         plan = batches.training_plan(
             self.train_positions,
@@ -334,6 +335,9 @@ def _finish(training: Training) -> dict[str, Any]:
         predictions,
         config,
     )
+    audit = data.audit
+    if config.eval.shortcuts:
+        audit = audit | {"shortcuts": _shortcuts(training, predictions["test"][0])}
     result = {
         "task": config.data.name,
         "model": config.model.name,
@@ -342,7 +346,7 @@ def _finish(training: Training) -> dict[str, Any]:
         "epochs": len(note["history"]) // 2,
         "best_epoch": note["best_epoch"],
         **splits,
-        "audit": data.audit,
+        "audit": audit,
         "test_looks": looks,
         "split_digest": data.digest,
         "data_fingerprint": data.fingerprint,
@@ -359,26 +363,22 @@ def _finish(training: Training) -> dict[str, Any]:
     return result
 
 
-class _StopSignals:
-    """Turns SIGINT and SIGTERM into a flag that is looked at between steps; a second one kills."""
+def _shortcuts(training: Training, intact: np.ndarray) -> dict[str, Any]:
+    """What the best weights know of the test images without lungs: part of the one look at them."""
+    config, data = training.config, training.data
+    params, batch_stats = training.best
+    run = functools.partial(training._eval_step, params, training.state.frozen, batch_stats)
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> _StopSignals:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._old[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _request(self, number: int, frame: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True  # nothing else: a handler may interrupt a print half-way
+    return shortcuts.of_split(
+        lambda images: evaluation.predict_images(
+            run, images, config.eval.batch_size, "test without lungs"
+        ),
+        data,
+        data.splits["test"],
+        views=("without_lungs",),
+        intact=intact,
+        resamples=config.eval.resamples,
+    )
 
 
 def _epoch_line(train: dict[str, Any], validation: dict[str, Any], epochs: int) -> str:

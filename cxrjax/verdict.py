@@ -5,26 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# A network that keeps more than this of what it knows, where no lung is to be seen, uses something
+# else. Not less: with 400 test images the score of a sound one is 0 give or take .1.
+CONFOUNDED_ABOVE = 0.15
+
 
 def line(result: Mapping[str, Any]) -> str:
     """E.g. `accuracy .93 [.91, .95] n=1365; leaks 0; shortcut score .42: CONFOUNDED`.
 
-    Leaks are the near-duplicate pairs and patients that cross into the test split. The shortcut
-    score is what the shortcut audit has put into `result["audit"]["shortcut"]`: `score` as {value,
-    low, high, n} and `word`, a finding in a word or "".
+    Args:
+      result: the content of result.json; `audit` holds `leaks`, and `shortcuts` where they were
+        looked for.
+    """
+    accuracy, found = result["test"]["accuracy"], result["audit"].get("shortcuts")
+    score = found["score"] if found else None
+    leaks = leaks_into_test(result["audit"])
+    shown = "not measured" if score is None else short(score["value"])
+    return (
+        f"accuracy {interval(accuracy)} n={accuracy['n']}; leaks {leaks}; "
+        f"shortcut score {shown}: {word(leaks, score)}"
+    )
+
+
+def word(leaks: int, score: Mapping[str, Any] | None) -> str:
+    """LEAKING, CONFOUNDED (the score's interval lies above .15), SOUND (below), or UNCERTAIN.
 
     Args:
-      result: the content of result.json.
+      leaks: see `leaks_into_test`.
+      score: the shortcut score {value, low, high, n}; None, or None within, where it is unknown.
     """
-    accuracy = result["test"]["accuracy"]
-    leaks = leaks_into_test(result["audit"])
-    return "; ".join(
-        [
-            f"accuracy {interval(accuracy)} n={accuracy['n']}",
-            f"leaks {leaks}{': LEAKY' if leaks else ''}",
-            _shortcut(result["audit"].get("shortcut")),
-        ]
-    )
+    known = score is not None and score["value"] is not None
+    found = ["LEAKING"] if leaks else []
+    if known and score["low"] > CONFOUNDED_ABOVE:  # type: ignore[index]
+        found.append("CONFOUNDED")
+    if found:
+        return " and ".join(found)
+    return "SOUND" if known and score["high"] <= CONFOUNDED_ABOVE else "UNCERTAIN"  # type: ignore[index]
 
 
 def leaks_into_test(audit: Mapping[str, Any]) -> int:
@@ -38,13 +54,6 @@ def leaks_into_test(audit: Mapping[str, Any]) -> int:
     )
 
 
-def _shortcut(found: Mapping[str, Any] | None) -> str:
-    if not found or found["score"]["value"] is None:
-        return "shortcut score not measured"
-    word = f": {found['word']}" if found.get("word") else ""
-    return f"shortcut score {short(found['score']['value'])}{word}"
-
-
 def interval(metric: Mapping[str, Any]) -> str:
     """A figure with its interval, e.g. `.93 [.91, .95]`."""
     if metric["value"] is None:
@@ -52,7 +61,9 @@ def interval(metric: Mapping[str, Any]) -> str:
     return f"{short(metric['value'])} [{short(metric['low'])}, {short(metric['high'])}]"
 
 
-def short(value: float) -> str:
-    """Two digits, the nought before the point left out: .93, 1.00, -.05."""
+def short(value: float | None) -> str:
+    """Two digits, the nought before the point left out: .93, 1.00, -.05; or undefined."""
+    if value is None:
+        return "undefined"
     text = f"{value:.2f}"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text

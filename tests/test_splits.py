@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cxrjax.data.splits import SPLITS, digest, leaks, make_splits
+from cxrjax.data.splits import SPLITS, digest, holding_out, leaks, make_splits
 from cxrjax.errors import UserError
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
@@ -242,3 +242,33 @@ def test_the_digest_tells_membership_not_order() -> None:
     same = {"test": np.array([0]), "validation": np.array([1]), "train": np.array([3, 2])}
     assert digest(splits, "abcd") == digest(same, "dcab")
     assert digest(splits, "abcd") != digest(splits, "abdc")
+
+
+def test_a_held_out_source_is_the_test_split_and_nothing_else():
+    sources = ["a", "a", "b", "b", None, "b", "c", "a"] * 6
+    labels = np.array([0, 1, 0, 0, 1, 0, 1, 1] * 6)
+    groups = np.arange(48)
+    groups[0] = groups[2]  # a film of a that shows in b too
+    names = [f"{i:02d}" for i in range(48)]
+    given = holding_out("b", sources, groups)
+    made = make_splits(
+        labels,
+        groups,
+        given,
+        names,
+        test_fraction=0.2,
+        validation_fraction=0.25,
+        missing_in_test=True,  # b has no image of class 1
+    )
+    assert made["test"].tolist() == [i for i in range(48) if sources[i] == "b"]
+    rest = np.concatenate([made["train"], made["validation"]])
+    assert sorted(rest) == [i for i in range(1, 48) if sources[i] != "b"]
+    with pytest.raises(UserError, match="the test split has no image of class"):
+        make_splits(labels, groups, given, names, test_fraction=0.2, validation_fraction=0.25)
+
+
+def test_an_unknown_source_is_told():
+    with pytest.raises(UserError, match="did you mean 'rsna'"):
+        holding_out("rnsa", ["rsna", None], np.arange(2))
+    with pytest.raises(UserError, match="known are none"):
+        holding_out("rsna", [None, None], np.arange(2))

@@ -19,20 +19,41 @@ def result(pairs=(0, 0, 0), patients=(0, 0, 0), **audit):
 
 def test_a_clean_run():
     assert verdict.line(result(pairs=(5, 0, 0))) == (
-        "accuracy .93 [.91, .95] n=1365; leaks 0; shortcut score not measured"
+        "accuracy .93 [.91, .95] n=1365; leaks 0; shortcut score not measured: UNCERTAIN"
     )
 
 
 def test_leaks_into_the_test_split_are_counted_whatever_their_kind():
-    assert "; leaks 6: LEAKY;" in verdict.line(result((9, 1, 2), (9, 3, 0)))
+    assert "; leaks 6; shortcut score not measured: LEAKING" in verdict.line(
+        result((9, 1, 2), (9, 3, 0))
+    )
 
 
 def test_the_shortcut_audit_fills_its_place():
-    found = {"score": {"value": 0.42, "low": 0.3, "high": 0.5, "n": 9}, "word": "CONFOUNDED"}
-    assert verdict.line(result(shortcut=found)) == (
+    found = {"score": {"value": 0.42, "low": 0.3, "high": 0.5, "n": 9}}
+    assert verdict.line(result(shortcuts=found)) == (
         "accuracy .93 [.91, .95] n=1365; leaks 0; shortcut score .42: CONFOUNDED"
     )
-    assert verdict.line(result(shortcut=found | {"word": ""})).endswith("shortcut score .42")
+
+
+def interval(value, low, high):
+    return {"value": value, "low": low, "high": high, "n": 1365}
+
+
+@pytest.mark.parametrize(
+    ("leaking", "score", "word"),
+    [
+        (0, interval(0.02, -0.03, 0.07), "SOUND"),
+        (0, interval(0.08, 0.02, 0.19), "UNCERTAIN"),
+        (0, interval(None, None, None), "UNCERTAIN"),
+        (0, None, "UNCERTAIN"),
+        (2, interval(0.02, -0.03, 0.07), "LEAKING"),
+        (2, interval(0.5, 0.4, 0.6), "LEAKING and CONFOUNDED"),
+        (0, interval(0.5, 0.4, 0.6), "CONFOUNDED"),
+    ],
+)
+def test_the_word(leaking, score, word):
+    assert verdict.word(leaking, score) == word
 
 
 @pytest.mark.parametrize(

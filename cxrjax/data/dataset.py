@@ -68,16 +68,20 @@ def prepare(config: Config) -> Dataset:
     kept_together = groups
     if not settings.group_duplicates:
         kept_together = duplicates.group(n, found.pairs[:0], store.patients)
+    given = store.given_split
+    if settings.hold_out_source:
+        given = splits.holding_out(settings.hold_out_source, store.sources, kept_together)
     divided = splits.make_splits(
         store.labels,
         kept_together,
-        store.given_split,
+        given,
         store.names,
         test_fraction=settings.test_fraction,
         validation_fraction=settings.validation_fraction,
         draw=settings.draw,
         seed=settings.split_seed,
         classes=store.classes,
+        missing_in_test=bool(settings.hold_out_source),
     )
     seen = np.concatenate([divided["train"], divided["validation"]])
     mean, std = moments(histograms(store)[seen].sum(0))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -13,7 +15,7 @@ from scipy.sparse import csgraph
 
 from cxrjax.errors import UserError
 
-ALGORITHM = "phash-ac64-lcn-2"  # part of the cache key: change it with anything below
+ALGORITHM = "phash-ac64-lcn-turned-3"  # part of the cache key: change it with anything below
 
 # Chosen by eye on pairs of the COVID-19 Radiography Database (see tests for the recall on copies).
 # All chest films resemble each other at large scales, so what is compared is fine detail (ribs,
@@ -24,9 +26,17 @@ _BORDER = 6  # pixels cut off on each side
 _FINE, _COARSE = 0.7, 3.0  # standard deviations of the band-pass, thumbnail pixels
 _CONTRAST_FLOOR = 4.0  # grey levels below which detail counts as noise
 _CANDIDATE_BITS = 12  # largest Hamming distance of a pair that is looked at
+# Copies turned by more than a degree or two lose both hash and correlation: one of the pair is
+# turned back first. Fewer bits then, or most of the time would go into strangers.
+_TURNS = (0.0, -5.0, -2.5, 2.5, 5.0)  # degrees
+_TURNED_BITS = 6
 _SAME_FILM = 0.88  # detail correlation: above it, pairs seen were one film or one sitting
-_SAME_FILM_NEAR_HASH = 0.81  # enough when the hashes nearly agree: slightly cropped copies
-_NEAR_BITS = 3
+_SAME_FILM_TURNED = 0.93  # with five tries at each pair strangers come closer, and copies too
+# Slightly cropped copies correlate less, but their hashes nearly agree: such pairs are looked at
+# again, one of them stretched to fit the other.
+_LOOK_AGAIN = 0.75
+_NEAR_BITS = 6
+_STRETCHES = (0.96, 0.98, 1.0, 1.02, 1.04)  # of height and width
 _BLOCK = 512
 _MOST_PAIRS = 5_000_000
 
@@ -44,8 +54,10 @@ def find_duplicates(images: np.ndarray) -> Duplicates:
 
     A 64-bit perceptual hash (signs of the low frequencies of the discrete cosine transform of a
     32x32 thumbnail, without the constant row and column) proposes pairs by Hamming distance; the
-    correlation of band-passed, locally contrast-normalised 64x64 thumbnails confirms them.
-    Copies cropped by more than about 3 % a side are missed, for nothing is registered first.
+    correlation of band-passed, locally contrast-normalised 64x64 thumbnails confirms them, of
+    pairs with nearly equal hashes also after stretching one of the two by up to 4 %. The same is
+    done with one of each pair turned by up to 5 degrees. Copies cropped by more than about 3 % a
+    side are missed.
     Mirrored images are not duplicates: there are no flips in chest films.
 
     Args:
@@ -55,30 +67,44 @@ def find_duplicates(images: np.ndarray) -> Duplicates:
     """
     n = len(images)
     hashes, details, contents = np.zeros(n, np.uint64), _no_details(n), np.zeros(n, np.int64)
+    turned = np.zeros((len(_TURNS), n), np.uint64)
     seen: dict[bytes, int] = {}
     for start in range(0, n, _BLOCK):
         block = np.asarray(images[start : start + _BLOCK])
         thumbnails = _thumbnails(block)
         hashes[start : start + _BLOCK] = perceptual_hash(thumbnails)
+        turned[:, start : start + _BLOCK] = _turned_hashes(thumbnails)
         details[start : start + _BLOCK] = fine_detail(thumbnails)
         for offset, image in enumerate(block):
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
             contents[start + offset] = seen.setdefault(digest, start + offset)
     found: list[tuple[np.ndarray, ...]] = [
-        _confirmed(np.zeros((0, 2), int), hashes, details, contents)
+        _confirmed(np.zeros((0, 2), int), images, hashes, details, contents)
     ]
     total = 0
     for start in range(0, n, _BLOCK):
-        candidates = _candidates(start, hashes, contents)
-        found.append(_confirmed(candidates, hashes, details, contents))
-        total += len(found[-1][0])
+        candidates = _candidates(start, hashes, hashes, contents, _CANDIDATE_BITS)
+        found.append(_confirmed(candidates, images, hashes, details, contents))
+        for degrees, own in zip(_TURNS, turned, strict=True):
+            candidates = _candidates(start, own, turned[0], None, _TURNED_BITS)
+            found.append(_confirmed_turned(candidates, images, degrees, details))
+        total += sum(len(part[0]) for part in found[-1 - len(_TURNS) :])
         if total > _MOST_PAIRS:
             raise UserError(
                 f"more than {_MOST_PAIRS:,} pairs of these {n} images are copies of each other; "
                 "remove the copies from the data folder."
             )
-    pairs, correlation, exact = (np.concatenate(part) for part in zip(*found, strict=True))
-    return Duplicates(pairs, correlation, exact)
+    return _once(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def _once(pairs: np.ndarray, correlation: np.ndarray, exact: np.ndarray) -> Duplicates:
+    """Each pair once, sorted, at the turn of its highest correlation."""
+    order = np.lexsort([-correlation, pairs[:, 1], pairs[:, 0]])
+    pairs = pairs[order]
+    first = np.ones(len(pairs), bool)
+    first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    order = order[first]
+    return Duplicates(pairs[first], correlation[order], exact[order])
 
 
 def group(n: int, pairs: np.ndarray, patients: Sequence[str | None]) -> np.ndarray:
@@ -128,7 +154,7 @@ def fine_detail(thumbnails: np.ndarray) -> np.ndarray:
     power = ndimage.gaussian_filter(band * band, (0, _COARSE, _COARSE))
     band /= np.sqrt(power + _CONTRAST_FLOOR**2)
     inner = slice(_BORDER, THUMBNAIL - _BORDER)
-    flat = band[:, inner, inner].reshape(len(thumbnails), -1)
+    flat = band[:, inner, inner].reshape(len(thumbnails), (THUMBNAIL - 2 * _BORDER) ** 2)
     flat = flat - flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
@@ -145,26 +171,105 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
     return np.array(resized, np.float32).reshape(-1, *side)
 
 
-def _candidates(start: int, hashes: np.ndarray, contents: np.ndarray) -> np.ndarray:
-    """Pairs [C, 2] (i < j, i in the block at `start`) with near hashes or equal content."""
+def _candidates(
+    start: int,
+    own: np.ndarray,
+    hashes: np.ndarray,
+    contents: np.ndarray | None,
+    bits: int,
+) -> np.ndarray:
+    """Pairs [C, 2] (i < j, i in the block at `start`) with near hashes or equal content.
+
+    Args:
+      own: uint64 [N], of the images i, perhaps turned; hashes: uint64 [N], of the images j.
+    """
     stop = min(start + _BLOCK, len(hashes))
-    distance = np.bitwise_count(hashes[start:stop, None] ^ hashes[None, start:])
-    near = distance <= _CANDIDATE_BITS
-    near |= contents[start:stop, None] == contents[None, start:]  # flat images hash at random
+    distance = np.bitwise_count(own[start:stop, None] ^ hashes[None, start:])
+    near = distance <= bits
+    if contents is not None:  # flat images hash at random
+        near |= contents[start:stop, None] == contents[None, start:]
     i, j = np.nonzero(np.triu(near, 1))
     return np.stack([i + start, j + start], axis=1)
 
 
 def _confirmed(
-    pairs: np.ndarray, hashes: np.ndarray, details: np.ndarray, contents: np.ndarray
+    pairs: np.ndarray,
+    images: np.ndarray,
+    hashes: np.ndarray,
+    details: np.ndarray,
+    contents: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    correlation = np.zeros(len(pairs), np.float32)
-    for start in range(0, len(pairs), 4096):  # bounds the memory of the gathered vectors
-        i, j = pairs[start : start + 4096].T
-        correlation[start : start + 4096] = np.einsum("pf,pf->p", details[i], details[j])
+    correlation = _correlation(details, pairs[:, 0], details, pairs[:, 1])
     i, j = pairs.T
     exact = contents[i] == contents[j]
     near = np.bitwise_count(hashes[i] ^ hashes[j]) <= _NEAR_BITS
-    same = exact | (correlation >= np.where(near, _SAME_FILM_NEAR_HASH, _SAME_FILM))
+    again = near & (correlation >= _LOOK_AGAIN) & (correlation < _SAME_FILM)
+    for p in np.flatnonzero(again):
+        stretched = fine_detail(_stretched(_thumbnails(np.asarray(images[i[p]])[None])[0]))
+        correlation[p] = (stretched @ details[j[p]]).max()
+    same = exact | (correlation >= _SAME_FILM)
     correlation[exact] = 1
     return pairs[same].astype(np.int32), correlation[same], exact[same]
+
+
+def _confirmed_turned(
+    pairs: np.ndarray, images: np.ndarray, degrees: float, details: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_confirmed`, the first of each pair turned."""
+    rows, position = np.unique(pairs[:, 0], return_inverse=True)
+    turned = fine_detail(_turned(_thumbnails(np.asarray(images[rows])), degrees))
+    correlation = _correlation(turned, position, details, pairs[:, 1])
+    same = correlation >= (_SAME_FILM_TURNED if degrees else _SAME_FILM)
+    return pairs[same].astype(np.int32), correlation[same], np.zeros(same.sum(), bool)
+
+
+def _correlation(one: np.ndarray, i: np.ndarray, other: np.ndarray, j: np.ndarray) -> np.ndarray:
+    correlation = np.zeros(len(i), np.float32)
+    for start in range(0, len(i), 4096):  # bounds the memory of the gathered vectors
+        part = slice(start, start + 4096)
+        correlation[part] = np.einsum("pf,pf->p", one[i[part]], other[j[part]])
+    return correlation
+
+
+def _stretched(thumbnail: np.ndarray) -> np.ndarray:
+    """float32 [64, 64] to [S * S, 64, 64]: by all `_STRETCHES` about the centre, bilinear."""
+    middle = (THUMBNAIL - 1) / 2
+    stretched = []
+    for scale in itertools.product(_STRETCHES, repeat=2):
+        offset: Any = [middle * (1 - s) for s in scale]
+        stretched.append(
+            ndimage.affine_transform(thumbnail, scale, offset, order=1, mode="nearest")
+        )
+    return np.stack(stretched)
+
+
+def _turned(thumbnails: np.ndarray, degrees: float) -> np.ndarray:
+    """float32 [N, 64, 64] counter-clockwise about the centre, bilinear, black outside."""
+    if degrees == 0:
+        return thumbnails
+    return ndimage.rotate(thumbnails, degrees, axes=(2, 1), reshape=False, order=1)
+
+
+def _turned_hashes(thumbnails: np.ndarray) -> np.ndarray:
+    """uint64 [T, N]: hashes of the middle of the thumbnails, turned by each of `_TURNS`.
+
+    Like `perceptual_hash`, but a window leaves out what turning moves across the rim. Turning is
+    not done: the cosines are turned the other way, which makes all hashes one product of matrices.
+    """
+    n = len(thumbnails)
+    low = thumbnails.reshape(n, -1) @ _turned_cosines()
+    bits = low.reshape(n, len(_TURNS), 64) > 0
+    return np.packbits(bits, axis=2).view(np.uint64)[:, :, 0].T
+
+
+@functools.cache
+def _turned_cosines() -> np.ndarray:
+    """float32 [64 * 64, T * 64]: windowed cosines, each of mean zero."""
+    at = np.arange(THUMBNAIL) + 0.5
+    waves = np.cos(np.pi / THUMBNAIL * np.arange(1, 9)[:, None] * at)
+    cosines = np.einsum("uy,vx->uvyx", waves, waves).reshape(64, THUMBNAIL, THUMBNAIL)
+    ramp = np.clip((np.minimum(at, THUMBNAIL - at) - _BORDER / 2) / _BORDER, 0, 1)
+    window = np.outer(ramp, ramp)
+    cosines = (cosines - (cosines * window).sum((1, 2), keepdims=True) / window.sum()) * window
+    columns = [_turned(cosines, -degrees).reshape(64, -1).T for degrees in _TURNS]
+    return np.concatenate(columns, axis=1).astype(np.float32)

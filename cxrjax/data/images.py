@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -61,6 +61,40 @@ def decode(data: bytes, name: str) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise BrokenImage(name, "claims more pixels than any radiograph") from error
     except Exception as error:  # decoders raise all kinds of exceptions at foreign bytes
+        reason = " ".join(str(error).split())[:200]
+        raise BrokenImage(name, f"damaged: {reason or type(error).__name__}") from error
+
+
+class Header(NamedTuple):
+    """How a picture is stored, which no disease can change."""
+
+    kind: str  # PNG, JPEG, WEBP or DICOM
+    mode: str  # Pillow's, e.g. L or RGB; the photometric interpretation of DICOM
+    width: int  # pixels
+    height: int
+    quantisation: float  # mean of the JPEG's quantisation tables: the higher the coarser; else 0
+
+
+def header(data: bytes, name: str) -> Header:
+    """Reads how a file's image is stored, without decoding it.
+
+    Args:
+      data, name: as for `decode`.
+    Raises:
+      BrokenImage: whatever else the bytes are.
+    """
+    try:
+        if data[128:132] == b"DICM" or name.lower().endswith(DICOM_SUFFIXES):
+            from pydicom import dcmread
+
+            kept = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
+            mode = str(kept.get("PhotometricInterpretation", ""))
+            return Header("DICOM", mode, int(kept.Columns), int(kept.Rows), 0.0)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            tables = getattr(picture, "quantization", None) or {0: [0]}
+            coarse = float(np.mean([np.mean(table) for table in tables.values()]))
+            return Header(str(picture.format), picture.mode, *picture.size, coarse)
+    except Exception as error:  # as in `decode`
         reason = " ".join(str(error).split())[:200]
         raise BrokenImage(name, f"damaged: {reason or type(error).__name__}") from error
 

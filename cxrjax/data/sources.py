@@ -120,6 +120,11 @@ class FileSource:
         name = self.records[i].name
         return images.resize(images.decode(self._files.read(self._root + name), name), size)
 
+    def header(self, i: int) -> images.Header:
+        """How the file of image `i` is stored. Raises BrokenImage."""
+        name = self.records[i].name
+        return images.header(self._files.read(self._root + name), name)
+
     def read_mask(self, i: int, size: int) -> np.ndarray | None:
         """Mask of image `i`, uint8 [size, size] of 0 and 255, or None. Raises BrokenImage."""
         name = self.records[i].mask

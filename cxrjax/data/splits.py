@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ def make_splits(
     draw: Sequence[int] = (),
     seed: int = 0,
     classes: Sequence[str] = (),
+    missing_in_test: bool = False,
 ) -> Splits:
     """Positions of each split; a pure function of names, labels, groups and seed, not of the order.
 
@@ -38,11 +40,13 @@ def make_splits(
     Args:
       labels: int [N].
       groups: int [N], equal for images that must stay together.
-      given_split: N times 'train', 'validation', 'test' or None (then: part of train).
+      given_split: N times 'train', 'validation', 'test' or None (then: part of train); images of
+        any other part are left out.
       names: N different names; with the seed, they alone decide who goes where.
       draw: empty, or image counts (train, validation, test) of a draw balanced over the classes,
         which leaves out groups of mixed class.
       classes: names of the labels, for messages.
+      missing_in_test: whether a given test part may lack classes.
     Returns:
       int32 sorted positions under the keys train, validation, test.
     Raises:
@@ -74,8 +78,37 @@ def make_splits(
         if carve:
             parts[chosen[split]] = "taken"
     splits = {split: chosen[split] for split in SPLITS}
-    _check_every_class(splits, labels, kinds)
+    _check_every_class(splits, labels, kinds, () if not missing_in_test else ("test",))
     return splits
+
+
+def holding_out(
+    source: str, sources: Sequence[str | None], groups: np.ndarray
+) -> tuple[str | None, ...]:
+    """Given parts by which all images of one source are the test split, and no others.
+
+    Images of other sources in a group with one of them (copies, the same patient) are left out.
+
+    Returns:
+      for each image 'test', 'left out' or None, for `make_splits`.
+    Raises:
+      UserError: when no image is of that source.
+    """
+    held_out = np.array([name == source for name in sources], bool)
+    if not held_out.any():
+        known = sorted({name for name in sources if name is not None})
+        near = difflib.get_close_matches(source, known, 1)
+        hint = (
+            f"did you mean {near[0]!r}" if near else f"known are {', '.join(known[:8]) or 'none'}"
+        )
+        raise UserError(
+            f"config field data.hold_out_source is {source!r}, from which no image comes; {hint}."
+        )
+    near_it = np.isin(groups, groups[held_out])
+    return tuple(
+        "test" if out else "left out" if near else None
+        for out, near in zip(held_out, near_it, strict=True)
+    )
 
 
 def leaks(
@@ -192,10 +225,12 @@ def _check_training_part(parts: np.ndarray) -> None:
         )
 
 
-def _check_every_class(splits: Splits, labels: np.ndarray, kinds: Mapping[int, str]) -> None:
+def _check_every_class(
+    splits: Splits, labels: np.ndarray, kinds: Mapping[int, str], excused: Sequence[str]
+) -> None:
     for split, positions in splits.items():
         for label, kind in kinds.items():
-            if not (labels[positions] == label).any():
+            if split not in excused and not (labels[positions] == label).any():
                 total = int((labels == label).sum())
                 raise UserError(
                     f"the {split} split has no image of class {kind}, of which there are {total}; "

@@ -1,0 +1,1 @@
+"""Reasons to doubt a data set, and a classifier trained on it."""

@@ -1,0 +1,97 @@
+"""The two audits as the command runs them: files written, findings in words."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from cxrjax import log, trained, verdict
+from cxrjax.audit import data_audit, figures, shortcuts
+from cxrjax.config import Config
+from cxrjax.data import dataset
+from cxrjax.data.dataset import Dataset
+from cxrjax.errors import UserError, writing
+
+
+def data_set(config: Config, folder: Path) -> tuple[dict[str, Any], Dataset]:
+    """Audits a configuration's data set and draws its figures into `folder`.
+
+    Returns:
+      `data_audit.audit`'s report, with `seconds`: to prepare the data (decode, find copies, split;
+      nothing where that is cached) and in total; and the data set.
+    """
+    start = time.perf_counter()
+    data = dataset.prepare(config)
+    prepared = time.perf_counter() - start
+    source = dataset.open_source(config.data)
+    pairs = dataset.find_duplicates(source, data.store)
+    report = data_audit.audit(data, source, pairs)
+    with writing(folder, "choose another --out"):
+        if len(pairs.pairs):
+            figures.duplicates(data.store, pairs, folder / "duplicates.png")
+        if any(told["auroc"]["value"] is not None for told in report["predictability"].values()):
+            figures.predictability(report, folder / "predictability.png")
+        if report["sources"]["cramers_v"]["value"] is not None:
+            figures.sources(report, folder / "sources.png")
+        if report["label_doubts"]["examples"]:
+            figures.label_doubts(data.store, report["label_doubts"], folder / "label_doubts.png")
+    seconds = {"prepare": prepared, "total": time.perf_counter() - start}
+    return report | {"seconds": {k: round(s, 2) for k, s in seconds.items()}}, data
+
+
+def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> dict[str, Any]:
+    """Audits a finished run's network on the test split; the run's result.json gets the verdict.
+
+    Returns:
+      `shortcuts`, see `shortcuts.measure`, `verdict`, and `findings` as those of the data.
+    Raises:
+      UserError: when the run is not finished or was trained on other data.
+    """
+    run = trained.load(workdir)
+    if (run.digest, run.fingerprint) != (data.digest, data.fingerprint):
+        raise UserError(
+            f"{workdir} was trained on other data or another split than those found now; point "
+            "--config.data.dir at the original data."
+        )
+    result = _result(workdir)
+    dataset.record_test_look(data, f"audit of {workdir}")
+    found = shortcuts.of_split(
+        run.predict, data, data.splits["test"], resamples=config.eval.resamples
+    )
+    image, mask = shortcuts.example(data, data.splits["test"])
+    with writing(folder, "choose another --out"):
+        figures.shortcut_views(found, image, mask, folder / "shortcuts.png")
+    result["audit"]["shortcuts"] = found
+    result["verdict"] = verdict.line(result)
+    with writing(workdir, "make it writable"):
+        log.write_json(workdir / "result.json", result)
+    score, findings = found["score"], []
+    if "CONFOUNDED" in verdict.word(0, score):
+        shown = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}] n={score['n']}"
+        text = f"the network tells the classes without lungs: shortcut score {shown}"
+        findings.append({"kind": "shortcuts", "text": text})
+    return {"shortcuts": found, "verdict": result["verdict"], "findings": findings}
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The lines printed at the end: findings, or that there are none; then the verdict on a run."""
+    n = report["n"]
+    lines = [f"finding: {finding['text']}" for finding in report["findings"]]
+    if not lines:
+        lines = [f"nothing found in {n} images"]
+    if "verdict" in report:
+        lines.append(report["verdict"])
+    return "\n".join(lines)
+
+
+def _result(workdir: Path) -> dict[str, Any]:
+    path = workdir / "result.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); finish the run first by python -m cxrjax.main "
+            f"--workdir {workdir}."
+        ) from error

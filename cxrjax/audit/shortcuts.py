@@ -1,0 +1,209 @@
+"""What a trained classifier still knows when the lungs, or everything else, are taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from cxrjax import log, lungs, metrics
+from cxrjax.data.dataset import Dataset
+from cxrjax.data.store import Store
+
+Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [N, H, W] to probabilities [N, K]
+_MARGIN = 0.03  # of the side, that black lungs reach beyond their mask: edges tell of opacities
+_BORDER = 1 / 8  # of the side
+_CHANCE = 0.5  # of the AUROC
+_ABOVE_CHANCE = 0.55  # lower end of the AUROC of a network that has something to lose
+
+
+def lungs_of(store: Store, positions: np.ndarray) -> tuple[np.ndarray, str]:
+    """Lung masks bool [n, S, S] of some of the store's images, and where they are from."""
+    known = store.has_mask[positions]
+    masks = np.zeros((len(positions), *store.images.shape[1:]), bool)
+    if store.masks is not None:
+        masks[known] = store.masks[positions[known]] > 0
+    if known.all():
+        return masks, "the data set"
+    masks[~known] = lungs.masks(np.asarray(store.images[positions[~known]]))
+    return masks, "segmentation" if not known.any() else "the data set and segmentation"
+
+
+def lungs_only(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
+    """All outside the lungs black."""
+    return np.where(_grown(lung), image, np.uint8(0))
+
+
+def without_lungs(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
+    """The lungs and a narrow margin black."""
+    return np.where(_grown(lung), np.uint8(0), image)
+
+
+def borders_only(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
+    """The inner three quarters of each side black."""
+    return np.where(_inner(len(image)), np.uint8(0), image)
+
+
+def centre_only(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
+    """The outer eighth on every side black."""
+    return np.where(_inner(len(image)), image, np.uint8(0))
+
+
+def blurred(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
+    """No more detail than 8x8 pixels hold."""
+    small = Image.fromarray(image).resize((8, 8), Image.Resampling.BOX)
+    return np.asarray(small.resize(image.shape[::-1], Image.Resampling.BICUBIC))
+
+
+def markers_inpainted(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
+    """Letters and tags outside the lungs replaced by their surroundings.
+
+    What stands out from the median over a fifth of the side by more than 40 grey levels counts as
+    such, with a margin. That takes some bone too, which is as it should be: it must not matter.
+    """
+    side = len(image)
+    small = np.asarray(Image.fromarray(image).resize((64, 64), Image.Resampling.BOX))
+    around = Image.fromarray(ndimage.median_filter(small, 13, mode="nearest"))
+    around = np.asarray(around.resize((side, side), Image.Resampling.BILINEAR))
+    strange = np.abs(image.astype(np.int16) - around) > 40
+    strange = ndimage.uniform_filter(strange.astype(np.float32), max(3, side // 24)) > 0.1
+    return np.where(strange & ~_grown(lung), around, image)
+
+
+VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "lungs_only": lungs_only,
+    "without_lungs": without_lungs,
+    "borders_only": borders_only,
+    "centre_only": centre_only,
+    "blurred_8x8": blurred,
+    "markers_inpainted": markers_inpainted,
+}
+
+
+def of_split(
+    predict: Predict,
+    data: Dataset,
+    positions: np.ndarray,
+    *,
+    views: tuple[str, ...] = tuple(VIEWS),
+    intact: np.ndarray | None = None,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """`measure` of some of a data set's images; `lungs` tells where the masks are from.
+
+    Args:
+      positions: int [n] into the store.
+      intact: probabilities [n, K] of the images as they are, where they are known.
+    """
+    masks, origin = lungs_of(data.store, positions)
+    found = measure(
+        predict,
+        np.asarray(data.store.images[positions]),
+        masks,
+        data.store.labels[positions],
+        data.classes,
+        data.groups[positions],
+        views=views,
+        intact=intact,
+        resamples=resamples,
+    )
+    return found | {"lungs": origin}
+
+
+def example(data: Dataset, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One image with its lungs, for a figure: uint8 [S, S] and bool [S, S]."""
+    masks, _ = lungs_of(data.store, positions[:1])
+    return np.asarray(data.store.images[positions[0]]), masks[0]
+
+
+def measure(
+    predict: Predict,
+    images: np.ndarray,
+    masks: np.ndarray,
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    groups: np.ndarray,
+    *,
+    views: tuple[str, ...] = tuple(VIEWS),
+    intact: np.ndarray | None = None,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Accuracy and AUROC of each view of the images, and the shortcut score.
+
+    Args:
+      predict: the classifier.
+      images: uint8 [N, H, W].
+      masks: bool [N, H, W], the lungs.
+      labels: int [N]; groups: int [N], drawn whole by the bootstrap.
+      views: names of `VIEWS`; without_lungs must be among them.
+      intact: probabilities [N, K] of the images as they are, where they are known.
+    Returns:
+      `views`: by name accuracy, balanced_accuracy and auroc, each {value, low, high, n}; `score`.
+    """
+    probabilities = {"intact": predict(images) if intact is None else intact}
+    for name in log.progress(views, total=len(views), what="shortcuts", unit="views"):
+        changed = [VIEWS[name](i, m) for i, m in zip(images, masks, strict=True)]
+        probabilities[name] = predict(np.stack(changed))
+    kept = ("accuracy", "balanced_accuracy", "auroc")
+    scores = {
+        name: metrics.evaluate(labels, p, classes, groups, resamples=resamples)
+        for name, p in probabilities.items()
+    }
+    return {
+        "views": {name: {key: found[key] for key in kept} for name, found in scores.items()},
+        "score": shortcut_score(
+            labels, probabilities["intact"], probabilities["without_lungs"], groups, resamples
+        ),
+    }
+
+
+def shortcut_score(
+    labels: np.ndarray,
+    intact: np.ndarray,
+    without: np.ndarray,
+    groups: np.ndarray,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """What remains above chance without the lungs, over what there was: 0 nothing, 1 everything.
+
+    In terms of the AUROC, (A_without - 1/2) / (A_intact - 1/2): images with black lungs are unlike
+    any that were trained on and may all be given one class, which ruins accuracy and leaves the
+    order of the probabilities. The interval is a paired bootstrap over groups. The value is not
+    cut off at 0, lest chance always count against the network.
+
+    Returns:
+      {value, low, high, n}; None for the first three when the network itself is not above chance.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng(0)
+    share = np.full(len(names), 1 / len(names))
+    found = []
+    rows = max(1, 2**21 // len(labels))
+    for start in range(0, resamples, rows):
+        drawn = rng.multinomial(len(names), share, size=min(rows, resamples - start))
+        weights = drawn[:, member].astype(np.float64)
+        found.append([metrics.auroc(labels, p, weights) for p in (intact, without)])
+    before, after = np.concatenate(found, axis=1)
+    once = np.ones((1, len(labels)))
+    value = [float(metrics.auroc(labels, p, once)[0]) for p in (intact, without)]
+    unknown = {"value": None, "low": None, "high": None, "n": len(labels)}
+    if not np.nanpercentile(before, 2.5) > _ABOVE_CHANCE:
+        return unknown
+    low, high = np.nanpercentile((after - _CHANCE) / (before - _CHANCE), [2.5, 97.5])
+    score = (value[1] - _CHANCE) / (value[0] - _CHANCE)
+    return {"value": score, "low": float(low), "high": float(high), "n": len(labels)}
+
+
+def _grown(lung: np.ndarray) -> np.ndarray:
+    reach = max(1, round(_MARGIN * len(lung)))
+    return ndimage.maximum_filter(lung, 2 * reach + 1)
+
+
+def _inner(side: int) -> np.ndarray:
+    inside = np.zeros((side, side), bool)
+    edge = round(_BORDER * side)
+    inside[edge : side - edge, edge : side - edge] = True
+    return inside
