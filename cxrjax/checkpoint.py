@@ -22,7 +22,8 @@ class Checkpoints:
     renames), so a kill at any moment leaves the one before usable.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, read_only: bool = False):
+        """Opens `folder`; with `read_only` nothing in it is created, cleaned up or changed."""
         import orbax.checkpoint as ocp
 
         # Its threads log the traceback of a failed write, which reaches the caller anyway.
@@ -31,11 +32,14 @@ class Checkpoints:
         self._ocp = ocp
         self.folder = folder
         with self._writing():
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2, create=True, cleanup_tmp_directories=True
+            )
+            if read_only:
+                options = ocp.CheckpointManagerOptions(read_only=True)
             self._manager = ocp.CheckpointManager(
                 folder.absolute(),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=2, create=True, cleanup_tmp_directories=True
-                ),
+                options=options,
                 item_names=(_ARRAYS, _NOTE),
             )
 
@@ -81,6 +85,28 @@ class Checkpoints:
         args = self._ocp.args.Composite(**{_ARRAYS: self._ocp.args.StandardRestore(like)})
         return self._restore(step, args)[_ARRAYS]
 
+    def all_arrays(self, step: int) -> Any:
+        """The arrays saved with `step` as nested dicts and lists, whatever they are.
+
+        They come to this process's first device, wherever they were saved.
+
+        Raises:
+          UserError: when the checkpoint is damaged.
+        """
+        import jax
+
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        try:
+            tree = self._ocp.StandardCheckpointer().metadata(
+                self.folder.absolute() / str(step) / _ARRAYS
+            )
+            tree = getattr(tree, "item_metadata", tree)
+            tree = getattr(tree, "tree", tree)
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+        like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree)
+        return self.arrays(step, like)
+
     def wait(self) -> None:
         """Returns when every started write is on disk; raises as `save` does."""
         with self._writing():
@@ -95,11 +121,14 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=args)
         except Exception as error:  # orbax raises many types for a damaged or foreign folder
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"checkpoint {self.folder / str(step)} cannot be read ({reason}); delete that "
-                "folder to go on from the checkpoint before it."
-            ) from error
+            raise self._unreadable(step, error) from error
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())[:200]
+        return UserError(
+            f"checkpoint {self.folder / str(step)} cannot be read ({reason}); delete that "
+            "folder to go on from the checkpoint before it."
+        )
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
