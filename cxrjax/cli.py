@@ -14,6 +14,8 @@ COMMANDS = {
     "train": ("cxrjax.main", "train a classifier and evaluate it once on the test split"),
     "data": ("cxrjax.data.__main__", "prepare, explore, or write phantom data"),
     "bench": ("cxrjax.bench.__main__", "measure throughput, alone or against peers"),
+    "explain": ("cxrjax.explain.__main__", "maps of evidence of a finished run, and their scores"),
+    "predict": ("cxrjax.predict", "what a finished run says of images, files or folders"),
     "convert": ("cxrjax.convert", "convert pretrained weights, list the networks"),
 }
 BAD_INPUT, INTERRUPTED = 2, 130

@@ -100,7 +100,11 @@ def test_heavy_libraries_have_one_owner(name, tree):
 
 
 @pytest.mark.parametrize(
-    "module", ["cxrjax.main", "cxrjax.data", "cxrjax.convert", "cxrjax.bench", "cxrjax"]
+    "module",
+    [
+        *("cxrjax.main", "cxrjax.data", "cxrjax.convert", "cxrjax.bench", "cxrjax"),
+        *("cxrjax.explain", "cxrjax.predict"),
+    ],
 )
 def test_help_answers_and_imports_nothing_heavy(module):
     probe = (
