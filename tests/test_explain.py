@@ -120,8 +120,7 @@ def test_differences_of_no_classes_are_refused():
 def test_maps_equal_those_of_pytorch_grad_cam(name, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     grad_cam = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
+    model_targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
     ours = {
         "GradCAM": "grad_cam",
         "GradCAMPlusPlus": "grad_cam++",
@@ -137,11 +136,11 @@ def test_maps_equal_those_of_pytorch_grad_cam(name, tmp_path):
         with getattr(grad_cam, name)(model=model, target_layers=[model.features[-1]]) as cam:
             cam.activations_and_grads(x)
             raw = cam.forward  # fills activations and gradients
-            raw(x, [ClassifierOutputTarget(k)] * len(x))
+            raw(x, [model_targets.ClassifierOutputTarget(k)] * len(x))
             theirs = cam.get_cam_image(
                 x,
                 model.features[-1],
-                [ClassifierOutputTarget(k)] * len(x),
+                [model_targets.ClassifierOutputTarget(k)] * len(x),
                 cam.activations_and_grads.activations[-1].numpy(),
                 cam.activations_and_grads.gradients[-1].numpy(),
                 False,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 Score = Callable[[jax.Array], jax.Array]
 Method = Callable[[Score, jax.Array], jax.Array]
-_TINY = 1e-7
+_TINY = 1e-6  # as pytorch-grad-cam has it
 _ABLATED = 32  # channels left out at a time: bounds the memory
 _IG_STEPS, _NOISE_DRAWS, _NOISE = 16, 16, 0.15
 

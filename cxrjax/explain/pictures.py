@@ -112,12 +112,12 @@ def mistakes(
     for ax, i in zip(axes, order, strict=False):
         c = int(probabilities[i].argmax())
         ax.imshow(overlay(images[i], evidence[i], top))
-        text = f"{classes[c]} {probabilities[i, c]:.0%}\ntrue: {classes[labels[i]]}"
+        text = f"{classes[c]} {probabilities[i, c]:.0%}\ntrue: {classes[int(labels[i])]}"
         ax.set_title(text.replace("_", " "), fontsize=6)
         ax.text(
             0.5,
             -0.02,
-            PurePosixPath(names[i]).name[-30:],
+            PurePosixPath(names[int(i)]).name[-30:],
             fontsize=4,
             ha="center",
             va="top",

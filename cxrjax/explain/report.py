@@ -39,8 +39,14 @@ class Explained(NamedTuple):
 
     def take(self, chosen: np.ndarray) -> Explained:
         """Those where `chosen`, bool [N], is True."""
-        names = tuple(np.asarray(self.names, object)[chosen])
-        return Explained(*(each[chosen] for each in self[:-1]), names)
+        return Explained(
+            self.positions[chosen],
+            self.images[chosen],
+            self.labels[chosen],
+            self.probabilities[chosen],
+            self.raw[chosen],
+            tuple(self.names[i] for i in np.flatnonzero(chosen)),
+        )
 
 
 def write(
