@@ -24,7 +24,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--peer-python", default=sys.executable, help="has torch and grad-cam")
     parser.add_argument("--network", choices=("densenet121", "mobilenetv2"), default="densenet121")
     parser.add_argument("--images", type=int, default=800, help="report B's test split")
@@ -80,17 +80,17 @@ def timed(run, repeats: int) -> tuple[list[float], np.ndarray]:
 
 
 def theirs(arguments: argparse.Namespace, folder: Path) -> dict:
-    import torch
+    import torch  # type: ignore[import-not-found]
 
     try:
-        import torchvision
+        import torchvision  # type: ignore[import-not-found]
     except RuntimeError:  # a build whose compiled part does not load; nothing here needs it
         for name in [n for n in sys.modules if n.startswith("torchvision")]:
             del sys.modules[name]
         torch.library.register_fake = lambda *a, **k: lambda f: f
-        import torchvision
-    import pytorch_grad_cam
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+        import torchvision  # type: ignore[import-not-found]
+    import pytorch_grad_cam  # type: ignore[import-not-found]
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # type: ignore[import-not-found]
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
@@ -132,7 +132,7 @@ def theirs(arguments: argparse.Namespace, folder: Path) -> dict:
         of(0)
         steps = range(0, len(images), size)
         seconds, maps = timed(lambda: np.concatenate([of(at) for at in steps]), arguments.repeats)
-    np.save(folder / "theirs.npy", np.maximum(maps, 0))
+    np.save(folder / "theirs.npy", maps)
     return {"seconds": float(np.median(seconds)), "all": seconds, "torch": torch.__version__}
 
 
@@ -185,7 +185,7 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict:
     of(0)
     steps = range(0, len(images), size)
     seconds, maps = timed(lambda: np.concatenate([of(at) for at in steps]), arguments.repeats)
-    np.save(folder / "ours.npy", np.maximum(maps, 0))
+    np.save(folder / "ours.npy", maps)
     return {"seconds": float(np.median(seconds)), "all": seconds, **runtime.describe()}
 
 
