@@ -1,0 +1,87 @@
+"""`python -m cxrjax.explain`: maps of evidence of a finished run, and where the evidence lies."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxrjax import cli
+
+_EPILOG = """\
+examples:
+  python -m cxrjax.explain --workdir runs/densenet4 --out explained
+  python -m cxrjax.explain --workdir runs/densenet4 --only misclassified --method layer_cam \\
+      --out explained
+writes panels/*.png, misclassified.png, lung_share.png, explanations.jsonl (a line per image: raw
+map statistics and shares for the predicted class) and summary.json (means, 95 % intervals).
+methods: see cxrjax/explain/methods.py; grad_cam, grad_cam++, hires_cam, layer_cam, ablation_cam,
+integrated_gradients, smooth_grad.
+exit codes: 0 done, 2 bad input (one sentence on standard error), 130 interrupted.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs it; returns the exit code."""
+    return cli.guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cxrjax.explain",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to")
+    parser.add_argument(
+        "--split", choices=("train", "validation", "test"), default="test", help="default test"
+    )
+    parser.add_argument(
+        "--only", choices=("all", "misclassified"), default="all", help="default %(default)s"
+    )
+    parser.add_argument("--method", default="grad_cam", help="default %(default)s")
+    parser.add_argument("--stage", metavar="NAME", help="default: the network's last maps")
+    parser.add_argument(
+        "--panels", type=int, default=40, metavar="N", help="at most (default %(default)s)"
+    )
+    return parser
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+
+    from cxrjax import config as config_lib
+    from cxrjax import log, lungs, runtime, trained
+    from cxrjax.errors import UserError, writing
+    from cxrjax.explain import report
+
+    out = Path(arguments.out)
+    if arguments.panels < 0:
+        raise UserError("--panels must be 0 or more.")
+    file = Path(arguments.workdir) / "config.json"
+    cache = config_lib.load(str(file)).data.cache if file.is_file() else ""
+    runtime.start(runtime.cache_root(cache) / "compiled")
+    run = trained.load(arguments.workdir)
+    with writing(out, "choose another --out"):
+        (out / "panels").mkdir(parents=True, exist_ok=True)
+        summary = report.write(
+            run,
+            out,
+            split=arguments.split,
+            only_wrong=arguments.only == "misclassified",
+            method=arguments.method,
+            stage=arguments.stage,
+            panels=arguments.panels,
+            segment=lungs.masks,
+        )
+        log.write_json(out / "summary.json", summary)
+    print("\n".join([*summary["sentences"], f"{summary['n']} images explained; see {out}"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""From a network and images to probabilities and maps, one compiled call for a batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cxrjax import log, losses, step
+from cxrjax.errors import UserError
+from cxrjax.explain import methods, targets
+from cxrjax.models import classifier
+from cxrjax.models.backbone import fold
+from cxrjax.trained import Trained
+
+
+def explain(
+    recipe: step.Recipe,
+    method: str,
+    stage: str | None,
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    wanted: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Probabilities and raw maps of a batch.
+
+    The backbone up to `stage` runs once whatever the number of targets, and only what lies behind
+    it is differentiated.
+
+    Args:
+      recipe, method, stage: static; `stage` None means the features.
+      images: uint8 [B, H, W].
+      wanted: float32 [T, n_logits], see `targets`.
+    Returns:
+      probabilities float32 [B, K] and raw signed maps float32 [B, T, h, w], at the size of the
+      stage's maps or, for methods at the input, of the images.
+    """
+    model = classifier.merge(recipe.graphdef, params, batch_stats)
+    fold(model.backbone)
+    pixels = images[..., None].astype(jnp.float32)
+
+    def forward(x):
+        return step.normalize(x, recipe.mean, recipe.std)
+
+    if method in methods.AT_INPUT:
+        start, run = pixels, methods.AT_INPUT[method]
+
+        def logits_of(x):
+            return model.classify(model.features(forward(x)))
+    else:
+        run = methods.CAMS[method]
+        stages = model.backbone.stages(model.cast(forward(pixels)))
+        after = stage or next(reversed(stages))
+        start = stages[after]
+
+        def logits_of(x):
+            return model.classify(model.features(x, after=after))
+
+    def one(coefficients):
+        return run(lambda x: (logits_of(x) * coefficients[None]).sum(-1), start)
+
+    maps = jax.vmap(one, out_axes=1)(wanted)
+    return losses.probabilities(logits_of(start)), maps
+
+
+class Explainer:
+    """One method at one stage of a trained network, compiled at its first call."""
+
+    def __init__(self, run: Trained, method: str = "grad_cam", stage: str | None = None):
+        """
+        Raises:
+          UserError: for an unknown method or stage.
+        """
+        if method not in methods.METHODS:
+            raise UserError(
+                f"there is no method {method!r}; choose one of {', '.join(methods.METHODS)}."
+            )
+        model = classifier.merge(run.recipe.graphdef, run.params, run.batch_stats)
+        names = [name for name, _ in model.backbone.chain()]
+        # The features are the maps of the registry's CAM layer.
+        if stage is not None and stage not in names:
+            raise UserError(
+                f"{run.spec.name} has no stage {stage!r}; choose one of {', '.join(names)}."
+            )
+        self.run, self.method = run, method
+        self.n_logits = int(run.params["head"]["logits"]["kernel"].shape[-1])
+        self._call: Callable = jax.jit(functools.partial(explain, run.recipe, method, stage))
+
+    def __call__(
+        self, images: np.ndarray, wanted: np.ndarray | None = None, batch_size: int = 32
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities [N, K] and raw maps [N, T, h, w] of images uint8 [N, S, S].
+
+        Args:
+          wanted: float32 [T, n_logits]; None: a target for each class.
+          batch_size: divided by 16 for methods at the input, which take 16 passes for each image.
+        """
+        wanted = targets.default(self.n_logits) if wanted is None else wanted
+        if self.method in methods.AT_INPUT:
+            batch_size = max(1, batch_size // 16)
+        size = min(batch_size, len(images))
+        found = []
+        with log.progress_bar(total=len(images), what=self.method, unit="images") as bar:
+            for at in range(0, len(images), size):
+                part = np.asarray(images[at : at + size])
+                n = len(part)
+                part = np.concatenate([part, np.repeat(part[-1:], size - n, axis=0)])
+                both = self._call(self.run.params, self.run.batch_stats, part, wanted)
+                found.append([np.asarray(each)[:n] for each in both])
+                bar.update(n)
+        probabilities, maps = zip(*found, strict=True)
+        return np.concatenate(probabilities), np.concatenate(maps)
+
+
+def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
+    """Maps [..., h, w] bilinearly to float32 [..., size, size], half-pixel centres."""
+    shape = (*maps.shape[:-2], size, size)
+    return np.asarray(jax.image.resize(jnp.asarray(maps, jnp.float32), shape, "linear"))

@@ -1,0 +1,169 @@
+"""Pictures of maps: overlays, panels, a sheet of mistakes, histograms of a share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from cxrjax import log
+from cxrjax.plotting import COLOURS, WIDTH, new_figure, save
+
+_OPACITY = 0.6  # of the strongest evidence
+_ON_A_SHEET = 500  # taller pictures than that of these, few programs open
+
+
+def overlay(image: np.ndarray, evidence: np.ndarray, top: float) -> np.ndarray:
+    """A map over its image; no evidence leaves the image as it is.
+
+    Args:
+      image: uint8 [S, S].
+      evidence: float [S, S], what is below 0 is not shown.
+      top: the value of full colour, the same for all that are to be compared; 0 shows nothing.
+    Returns:
+      uint8 [S, S, 3].
+    """
+    from matplotlib import colormaps
+
+    strength = np.clip(evidence / top, 0, 1) if top > 0 else np.zeros(image.shape)
+    colour = colormaps["inferno"](strength)[..., :3] * 255
+    opacity = _OPACITY * strength[..., None]
+    mixed = (1 - opacity) * image[..., None] + opacity * colour
+    return np.rint(mixed).astype(np.uint8)
+
+
+def save_overlay(path: Path, image: np.ndarray, evidence: np.ndarray, top: float) -> None:
+    """Writes `overlay` as a PNG."""
+    with log.replacing(path, "wb") as file:
+        Image.fromarray(overlay(image, evidence, top)).save(file, format="PNG")
+
+
+def panel(
+    path: Path,
+    image: np.ndarray,
+    evidence: np.ndarray,
+    top: float,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    label: int,
+    name: str,
+) -> None:
+    """The image, the map for each class, and the predicted class's map over the image.
+
+    Args:
+      image: uint8 [S, S].
+      evidence: float [K, S, S], positive parts.
+      top: of the colour scale, which all panels of a run share.
+      probabilities: float [K].
+      label: the true class.
+    """
+    k, predicted = len(classes), int(probabilities.argmax())
+    figure = new_figure(WIDTH / (k + 3) + 0.7)
+    axes = figure.subplots(1, k + 2)
+    axes[0].imshow(image, cmap="gray", vmin=0, vmax=255)
+    axes[0].set_title(f"true: {classes[label]}".replace("_", " "), fontsize=7)
+    shown = None
+    for c, ax in enumerate(axes[1:-1]):
+        shown = ax.imshow(evidence[c], cmap="inferno", vmin=0, vmax=top or 1)
+        ax.set_title(f"{classes[c]}\n{probabilities[c]:.1%}".replace("_", " "), fontsize=7)
+    axes[-1].imshow(overlay(image, evidence[predicted], top))
+    mark = "✓" if predicted == label else "✗"
+    axes[-1].set_title(f"{mark} {classes[predicted]}".replace("_", " "), fontsize=7)
+    for ax in axes:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    assert shown is not None
+    bar = figure.colorbar(shown, ax=axes.tolist(), shrink=0.5, aspect=12)
+    bar.set_label("evidence, one scale\nfor all panels", fontsize=6)
+    bar.ax.tick_params(labelsize=6)
+    figure.suptitle(PurePosixPath(name).name, fontsize=7)
+    save(figure, path)
+
+
+def mistakes(
+    path: Path,
+    images: np.ndarray,
+    evidence: np.ndarray,
+    top: float,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    labels: np.ndarray,
+    names: Sequence[str],
+) -> None:
+    """All wrong images under the map of the class predicted, the most confident first.
+
+    Beyond 500, the rest is left out and the title says so.
+
+    Args:
+      images: uint8 [N, S, S], those that are wrong.
+      evidence: float [N, S, S], for the predicted class.
+      probabilities: float [N, K].
+      labels: int [N].
+    """
+    columns = 5
+    order = np.argsort(-probabilities.max(1), kind="stable")[:_ON_A_SHEET]
+    rows = max(1, -(-len(order) // columns))
+    figure = new_figure(0.4 + rows * (WIDTH / columns + 0.45))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for ax in axes:
+        ax.axis("off")
+    for ax, i in zip(axes, order, strict=False):
+        c = int(probabilities[i].argmax())
+        ax.imshow(overlay(images[i], evidence[i], top))
+        text = f"{classes[c]} {probabilities[i, c]:.0%}\ntrue: {classes[int(labels[i])]}"
+        ax.set_title(text.replace("_", " "), fontsize=6)
+        ax.text(
+            0.5,
+            -0.02,
+            PurePosixPath(names[int(i)]).name[-30:],
+            fontsize=4,
+            ha="center",
+            va="top",
+            transform=ax.transAxes,
+        )
+    shown = "" if len(order) == len(images) else f" ({len(order)} shown)"
+    title = f"{len(images)} misclassified{shown}, the most confident first"
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
+def share_histogram(
+    path: Path,
+    share: np.ndarray,
+    labels: np.ndarray,
+    right: np.ndarray,
+    classes: Sequence[str],
+    what: str,
+) -> None:
+    """Histograms of a share by true class, and by right and wrong.
+
+    Args:
+      share: float [N], 0 to 1; NaN (no evidence) is left out.
+      labels: int [N].
+      right: bool [N].
+      what: of the axis, e.g. "evidence inside the lungs".
+    """
+    figure = new_figure(2.7)
+    by_class, by_right = figure.subplots(1, 2, sharey=False)
+    bins = np.linspace(0, 1, 21).tolist()
+    parts = [(name, labels == c) for c, name in enumerate(classes)]
+    halves = [("right", right), ("wrong", ~right)]
+    for ax, groups in ((by_class, parts), (by_right, halves)):
+        for i, (name, chosen) in enumerate(groups):
+            seen = share[chosen & np.isfinite(share)]
+            ax.hist(
+                seen,
+                bins=bins,
+                histtype="step",
+                color=COLOURS[i % len(COLOURS)],
+                ls=("-", "--", ":", "-.")[i % 4],
+                label=f"{name.replace('_', ' ')} (n = {len(seen)})",
+            )
+        ax.set_xlabel(f"share of {what}", fontsize=8)
+        ax.set_ylabel("images", fontsize=8)
+        ax.tick_params(labelsize=8)
+        ax.legend(fontsize=7, frameon=False)
+        ax.spines[["top", "right"]].set_visible(False)
+    save(figure, path)

@@ -1,0 +1,206 @@
+"""The files of `python -m cxrjax.explain`: pictures, a JSON line per image, a summary."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cxrjax import log
+from cxrjax.data import dataset
+from cxrjax.explain import pictures, regions, scores
+from cxrjax.explain.maps import Explainer, enlarge
+from cxrjax.trained import Trained
+
+
+class Explained(NamedTuple):
+    """Images of one split with their maps."""
+
+    positions: np.ndarray  # int [N] into the store
+    images: np.ndarray  # uint8 [N, S, S]
+    labels: np.ndarray  # int [N]
+    probabilities: np.ndarray  # float32 [N, K]
+    raw: np.ndarray  # float32 [N, K, h, w]
+    names: tuple[str, ...]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        return self.probabilities.argmax(1)
+
+    @property
+    def right(self) -> np.ndarray:
+        return self.predicted == self.labels
+
+    def of_predicted(self) -> np.ndarray:
+        """Maps of the predicted class at the size of the images, float32 [N, S, S]."""
+        chosen = self.raw[np.arange(len(self.raw)), self.predicted]
+        return enlarge(chosen, self.images.shape[-1])
+
+    def take(self, chosen: np.ndarray) -> Explained:
+        """Those where `chosen`, bool [N], is True."""
+        return Explained(
+            self.positions[chosen],
+            self.images[chosen],
+            self.labels[chosen],
+            self.probabilities[chosen],
+            self.raw[chosen],
+            tuple(self.names[i] for i in np.flatnonzero(chosen)),
+        )
+
+
+def write(
+    run: Trained,
+    out: Path,
+    *,
+    split: str,
+    only_wrong: bool,
+    method: str,
+    stage: str | None,
+    panels: int,
+    segment: regions.Segmentation | None = None,
+) -> dict[str, Any]:
+    """Explains a split and writes everything into `out`, which exists and holds `panels/`.
+
+    Args:
+      panels: how many at most, the most confident mistakes first.
+      segment: lungs of images whose data set has none.
+    Returns:
+      what summary.json holds.
+    """
+    explainer = Explainer(run, method, stage)
+    data = run.data()
+    if split == "test":
+        dataset.record_test_look(data, f"explain {run.folder}")
+    positions = data.splits[split]
+    images = np.asarray(data.store.images[positions])
+    probabilities, raw = explainer(images)
+    names = tuple(data.store.names[i] for i in positions)
+    found = Explained(positions, images, data.store.labels[positions], probabilities, raw, names)
+    wrong = found.take(~found.right)
+    if only_wrong:
+        found = wrong
+    summary: dict[str, Any] = {
+        "split": split,
+        "only": "misclassified" if only_wrong else "all",
+        "method": method,
+        "stage": stage or run.spec.cam_layer,
+        "n": len(found.labels),
+    }
+    if not len(found.labels):
+        log.write_text(out / "explanations.jsonl", "")
+        return summary | {"scores": {}, "sentences": [f"No image of the {split} split is wrong."]}
+    shares = _shares(run, data, found, segment)
+    _lines(out / "explanations.jsonl", run, found, shares)
+    _draw(out, run, found, wrong, shares, panels)
+    return summary | _summary(run, data, found, shares)
+
+
+def _shares(
+    run: Trained,
+    data: dataset.Dataset,
+    found: Explained,
+    segment: regions.Segmentation | None,
+) -> dict[str, np.ndarray]:
+    """By score, float [N]; NaN where it does not apply."""
+    maps, size = found.of_predicted(), found.images.shape[-1]
+    inside, known = regions.lungs(data, found.positions, segment)
+    band = scores.border(size)
+    shares = {
+        "lungs": np.where(known, scores.share_inside(maps, inside), np.nan),
+        "lungs_even": np.where(known, inside.mean((1, 2)), np.nan),
+        "border": scores.share_inside(maps, band),
+        "border_even": np.full(len(maps), band.mean()),
+    }
+    lesion = regions.lesions(run.config, data, found.positions)
+    if lesion is not None:
+        present = lesion.any((1, 2))
+        shares["lesion"] = np.where(present, scores.share_inside(maps, lesion), np.nan)
+        shares["lesion_even"] = np.where(present, lesion.mean((1, 2)), np.nan)
+        shares["lesion_pointing"] = scores.pointing(maps, lesion)
+    return shares
+
+
+def _lines(path: Path, run: Trained, found: Explained, shares: dict[str, np.ndarray]) -> None:
+    lines = []
+    for i, name in enumerate(found.names):
+        raw = found.raw[i, found.predicted[i]]
+        line = {
+            "name": name,
+            "label": run.classes[found.labels[i]],
+            "class": run.classes[found.predicted[i]],
+            "probabilities": dict(
+                zip(run.classes, map(float, found.probabilities[i]), strict=True)
+            ),
+            "map": {
+                "min": float(raw.min()),
+                "max": float(raw.max()),
+                "positive_sum": float(np.maximum(raw, 0).sum()),
+                "negative_sum": float(np.minimum(raw, 0).sum()),
+            },
+            "share": {score: float(values[i]) for score, values in shares.items()},
+        }
+        lines.append(log.json_line(line))
+    log.write_text(path, "".join(lines))
+
+
+def _draw(
+    out: Path,
+    run: Trained,
+    found: Explained,
+    wrong: Explained,
+    shares: dict[str, np.ndarray],
+    panels: int,
+) -> None:
+    top = float(np.maximum(found.raw, 0).max())  # one scale for everything drawn
+    size = found.images.shape[-1]
+    confidence = found.probabilities.max(1)
+    order = np.lexsort((-confidence, found.right))[:panels]
+    for rank, i in log.progress(enumerate(order), total=len(order), what="panels", unit="img"):
+        stem = PurePosixPath(found.names[i]).stem[:80]
+        pictures.panel(
+            out / "panels" / f"{rank:03}-{stem}.png",
+            found.images[i],
+            np.maximum(enlarge(found.raw[i], size), 0),
+            top,
+            found.probabilities[i],
+            run.classes,
+            int(found.labels[i]),
+            found.names[i],
+        )
+    if len(wrong.labels):
+        pictures.mistakes(
+            out / "misclassified.png",
+            wrong.images,
+            wrong.of_predicted(),
+            top,
+            wrong.probabilities,
+            run.classes,
+            wrong.labels,
+            wrong.names,
+        )
+    if np.isfinite(shares["lungs"]).any():
+        pictures.share_histogram(
+            out / "lung_share.png",
+            shares["lungs"],
+            found.labels,
+            found.right,
+            run.classes,
+            "evidence inside the lungs",
+        )
+
+
+def _summary(
+    run: Trained, data: dataset.Dataset, found: Explained, shares: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    groups = data.groups[found.positions]
+    by = {
+        name: scores.by_group(values, found.labels, found.right, groups, run.classes)
+        for name, values in shares.items()
+    }
+    said = []
+    places = {"lungs": "inside the lungs", "border": "along the border", "lesion": "in the lesion"}
+    for name, place in places.items():
+        if name in by:
+            said += scores.sentences(by[name], by[f"{name}_even"]["all"], place)
+    return {"scores": by, "sentences": said}

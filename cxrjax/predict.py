@@ -1,0 +1,187 @@
+"""`python -m cxrjax.predict`: what a finished run says of images, a JSON line for each."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cxrjax import cli
+
+_EPILOG = """\
+examples:
+  python -m cxrjax.predict --workdir runs/densenet4 film.png another.jpg
+  python -m cxrjax.predict --workdir runs/densenet4 folder --overlay overlays > predictions.jsonl
+A line holds file, class, probabilities, abstained and warnings; `class` is null where the file
+cannot be read or the run abstains. Not for diagnosis.
+exit codes: 0 done, 1 some files could not be read, 2 bad input, 130 interrupted.
+"""
+_BATCH = 32
+_ODD = 1.5  # ratio of the sides above which stretching to a square is worth a warning
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs it; returns the exit code."""
+    return cli.guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cxrjax.predict",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="image files and folders")
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="folder of a finished run")
+    parser.add_argument("--overlay", metavar="DIR", help="folder for Grad-CAM pictures")
+    return parser
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+
+    from cxrjax import log, runtime, trained
+    from cxrjax.errors import writing
+
+    files = list(find(arguments.paths))
+    runtime.start(runtime.cache_root("") / "compiled")
+    run = trained.load(arguments.workdir)
+    overlays = Path(arguments.overlay) if arguments.overlay else None
+    if overlays is not None:
+        with writing(overlays, "choose another --overlay"):
+            overlays.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for line in log.progress(
+        predictions(run, files, overlays), total=len(files), what="predicting", unit="images"
+    ):
+        failed |= "error" in line
+        print(log.json_line(line), end="", flush=True)
+    return 1 if failed else 0
+
+
+def find(paths: Sequence[str]) -> Iterator[Path]:
+    """The files named, and the images in the folders named, sorted.
+
+    Raises:
+      UserError: for a path that is not there, or a folder without images.
+    """
+    from cxrjax.data.images import is_image
+    from cxrjax.errors import UserError
+
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and is_image(p.name)]
+            if not inside:
+                raise UserError(f"{path} holds no PNG, JPEG, WebP or DICOM file; name another.")
+            yield from inside
+        elif path.is_file():
+            yield path
+        else:
+            raise UserError(f"{path} does not exist; name image files or folders of them.")
+
+
+def calibration(folder: Path) -> tuple[float, float]:
+    """(temperature, least probability to decide) of the run's calibration.json; (1, 0) without.
+
+    The temperature applies as softmax(log(p) / temperature), the threshold after it.
+
+    Raises:
+      UserError: when the file is there and does not hold such numbers.
+    """
+    from cxrjax.errors import UserError
+
+    path = folder / "calibration.json"
+    if not path.is_file():
+        return 1.0, 0.0
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        temperature = float((found.get("temperature") or {}).get("value") or 1.0)
+        threshold = float((found.get("abstention") or {}).get("threshold") or 0.0)
+        if not (temperature > 0 and 0 <= threshold <= 1):
+            raise ValueError("temperature or threshold out of range")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be used ({error}); delete it or calibrate anew.") from error
+    return temperature, threshold
+
+
+def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Iterator[dict[str, Any]]:
+    """A JSON object for each file, in order; an unreadable one carries `error`.
+
+    Args:
+      run: a `trained.Trained`.
+      overlays: where to write Grad-CAM pictures of the predicted class, or None.
+    """
+    import numpy as np
+
+    from cxrjax.explain.maps import Explainer, enlarge
+    from cxrjax.explain.pictures import save_overlay
+
+    temperature, threshold = calibration(run.folder)
+    explainer = Explainer(run) if overlays is not None else None
+    size = min(_BATCH, len(files))
+    for start in range(0, len(files), size):
+        lines, kept, images = [], [], []
+        for file in files[start : start + size]:
+            image, line = _read(file, run.image_size)
+            if image is not None:
+                kept.append(line)
+                images.append(image)
+            lines.append(line)
+        if kept:
+            stack, maps = np.stack(images), None
+            padded = np.concatenate([stack, np.repeat(stack[-1:], size - len(stack), axis=0)])
+            if explainer is not None:
+                probabilities, maps = explainer(padded)
+            else:
+                probabilities = run.predict(padded, size)
+            scaled = probabilities.astype(np.float64) ** (1 / temperature)
+            probabilities = scaled / scaled.sum(1, keepdims=True)
+            for i, line in enumerate(kept):
+                chosen = int(probabilities[i].argmax())
+                line["abstained"] = bool(probabilities[i, chosen] < threshold)
+                line["class"] = None if line["abstained"] else run.classes[chosen]
+                line["probabilities"] = dict(
+                    zip(run.classes, map(float, probabilities[i]), strict=True)
+                )
+                if maps is not None and overlays is not None:
+                    evidence = enlarge(maps[i, chosen], run.image_size)
+                    number = files.index(Path(line["file"]), start)
+                    out = overlays / f"{number:05}-{Path(line['file']).stem[:80]}.png"
+                    save_overlay(out, images[i], evidence, float(evidence.max()))
+                    line["overlay"] = str(out)
+        yield from lines
+
+
+def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:
+    """The image uint8 [side, side], or None, and its line without a prediction."""
+    from cxrjax.data import images
+
+    line: dict[str, Any] = {
+        "file": str(file),
+        "class": None,
+        "probabilities": None,
+        "abstained": True,
+        "warnings": [],
+    }
+    try:
+        image = images.decode(file.read_bytes(), file.name)
+    except (images.BrokenImage, OSError) as error:
+        line["error"] = getattr(error, "reason", None) or str(error)
+        return None, line
+    height, width = image.shape
+    if max(height, width) > _ODD * min(height, width):
+        line["warnings"].append(f"{width}x{height} pixels are stretched to a square")
+    if min(height, width) < side:
+        line["warnings"].append(f"{width}x{height} pixels are enlarged to {side}x{side}")
+    if int(image.max()) - int(image.min()) < 16:
+        line["warnings"].append("the image is all but blank")
+    return images.resize(image, side), line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The commands explain and predict on a finished run, and what they say of bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxrjax import config as config_lib
+from cxrjax import loop, predict, trained
+from cxrjax.explain import __main__ as explain
+from cxrjax.explain import maps, pictures
+from cxrjax.models import registry
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    config = config_lib.default()
+    config.data.image_size = 32
+    config.data.phantom.count = 80
+    config.model.filters = 4
+    config.train.epochs = 1
+    config.eval.resamples = 100
+    folder = tmp_path_factory.mktemp("explained") / "run"
+    loop.train_and_evaluate(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def films(run, tmp_path_factory):
+    """Ten images of the test split as files, and what the run wrote of them."""
+    found = trained.load(run)
+    data = found.data()
+    folder = tmp_path_factory.mktemp("films")
+    positions = data.splits["test"][:10]
+    for i in positions:
+        Image.fromarray(data.store.images[i]).save(folder / f"{i:03}.png")
+    return folder, found.predict(data.store.images[positions]), found.classes
+
+
+def lines_of(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_explain_writes_what_the_interface_says(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--workdir", str(run), "--out", str(out), "--panels", "2"]
+    assert explain.main(arguments) == 0
+    assert "16 images explained" in capsys.readouterr().out
+    lines = lines_of((out / "explanations.jsonl").read_text())
+    assert len(lines) == 16
+    for line in lines:
+        share = line["share"]
+        assert all(0 <= v <= 1 for v in share.values() if v is not None)
+        assert (share["lesion"] is None) == (line["label"] == "clear" or share["lungs"] is None)
+    assert len(list((out / "panels").glob("*.png"))) == 2
+    assert (out / "lung_share.png").stat().st_size > 1000
+    summary = json.loads((out / "summary.json").read_text())
+    known = [line["share"]["lungs"] for line in lines if line["share"]["lungs"] is not None]
+    assert summary["scores"]["lungs"]["all"]["n"] == len(known)
+    assert summary["scores"]["lungs"]["all"]["value"] == pytest.approx(np.mean(known))
+
+
+def test_only_misclassified(run, tmp_path):
+    arguments = ["--workdir", str(run), "--out", str(tmp_path), "--only", "misclassified"]
+    assert explain.main([*arguments, "--panels", "0", "--method", "layer_cam"]) == 0
+    lines = lines_of((tmp_path / "explanations.jsonl").read_text())
+    assert lines and all(line["class"] != line["label"] for line in lines)
+    assert (tmp_path / "misclassified.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [(["--method", "gradcam"], "no method"), (["--stage", "relu9"], "relu4")],
+)
+def test_bad_choices_are_one_sentence(run, tmp_path, capsys, extra, sentence):
+    assert explain.main(["--workdir", str(run), "--out", str(tmp_path), *extra]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_predict_gives_the_probabilities_of_the_run(run, films, capsys, tmp_path):
+    folder, expected, classes = films
+    extra = ["--overlay", str(tmp_path / "overlays")]
+    assert predict.main(["--workdir", str(run), str(folder), *extra]) == 0
+    lines = lines_of(capsys.readouterr().out)
+    ours = np.array([[line["probabilities"][c] for c in classes] for line in lines])
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+    assert [line["class"] for line in lines] == [classes[k] for k in expected.argmax(1)]
+    assert not any(line["abstained"] or line["warnings"] for line in lines)
+    assert Image.open(lines[0]["overlay"]).size == (32, 32)
+    assert len(list((tmp_path / "overlays").iterdir())) == 10
+
+
+def test_unreadable_and_odd_files_are_told_line_by_line(run, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((40, 90), np.uint8)).save(tmp_path / "b.webp", lossless=True)
+    assert predict.main(["--workdir", str(run), str(tmp_path)]) == 1
+    broken, odd = lines_of(capsys.readouterr().out)
+    assert broken["class"] is None and "not PNG" in broken["error"]
+    assert odd["class"] is not None
+    assert any("stretched" in w for w in odd["warnings"])
+    assert any("blank" in w for w in odd["warnings"])
+
+
+def test_calibration_scales_and_abstains(run, films, capsys):
+    folder, expected, classes = films
+    path = run / "calibration.json"
+    path.write_text(json.dumps({"temperature": {"value": 0.5}, "abstention": {"threshold": 0.999}}))
+    try:
+        assert predict.main(["--workdir", str(run), str(folder)]) == 0
+    finally:
+        path.unlink()
+    lines = lines_of(capsys.readouterr().out)
+    scaled = expected**2 / (expected**2).sum(1, keepdims=True)
+    ours = np.array([[line["probabilities"][c] for c in classes] for line in lines])
+    np.testing.assert_allclose(ours, scaled, atol=1e-6)
+    assert all(line["abstained"] and line["class"] is None for line in lines)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"temperature": {"value": -1}}'])
+def test_a_damaged_calibration_is_one_sentence(run, films, capsys, content):
+    path = run / "calibration.json"
+    path.write_text(content)
+    try:
+        assert predict.main(["--workdir", str(run), str(films[0])]) == 2
+    finally:
+        path.unlink()
+    assert "calibration.json cannot be used" in capsys.readouterr().err
+
+
+def test_missing_paths_are_one_sentence(run, tmp_path, capsys):
+    assert predict.main(["--workdir", str(run), str(tmp_path / "none.png")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert predict.main(["--workdir", str(run), str(tmp_path)]) == 2
+    assert "holds no PNG" in capsys.readouterr().err
+
+
+def test_an_image_without_evidence_looks_empty():
+    image = np.random.default_rng(0).integers(0, 256, (16, 16)).astype(np.uint8)
+    for evidence, top in ((np.full((16, 16), -1.0), 1.0), (np.zeros((16, 16)), 0.0)):
+        shown = pictures.overlay(image, evidence, top)
+        np.testing.assert_array_equal(shown, np.repeat(image[..., None], 3, axis=-1))
+    faint, strong = (pictures.overlay(image, np.full((16, 16), v), 1.0) for v in (0.1, 1.0))
+    grey = image[..., None].astype(int)
+    assert np.abs(faint - grey).sum() < np.abs(strong - grey).sum()
+
+
+def test_the_default_stage_is_the_registrys(run):
+    found = trained.load(run)
+    assert found.spec.cam_layer == registry.spec("baseline").cam_layer
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32)).astype(np.uint8)
+    by_default, by_name = (
+        maps.Explainer(found, "grad_cam", stage)(images, batch_size=2)
+        for stage in (None, found.spec.cam_layer)
+    )
+    for a, b in zip(by_default, by_name, strict=True):
+        np.testing.assert_array_equal(a, b)

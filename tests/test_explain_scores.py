@@ -1,0 +1,116 @@
+"""Scores of maps against plain loops and known answers."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from cxrjax.explain import perturbation, scores
+
+
+def test_share_inside_counts_positive_evidence_only():
+    maps = np.zeros([3, 4, 4])
+    maps[0, 0, 0], maps[0, 3, 3], maps[0, 1, 1] = 3, 1, -5
+    maps[1] = -1
+    maps[2] = 1
+    region = np.zeros([4, 4], bool)
+    region[:2] = True
+    np.testing.assert_allclose(scores.share_inside(maps, region), [0.75, np.nan, 0.5])
+
+
+def test_pointing_game():
+    maps = np.zeros([4, 4, 4])
+    maps[0, 1, 1], maps[1, 3, 3], maps[2] = 1, 1, -1
+    maps[3, 1, 1] = 1
+    regions = np.zeros([4, 4, 4], bool)
+    regions[:3, :2, :2] = True
+    np.testing.assert_array_equal(scores.pointing(maps, regions), [1, 0, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("size", [8, 64, 224])
+def test_the_border_lies_at_the_edge(size):
+    band = scores.border(size)
+    assert band[0].all() and band[:, -1].all() and not band[size // 2, size // 2]
+    np.testing.assert_array_equal(band, band[::-1].T)
+
+
+def test_agreement_is_spearmans():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, (2, 6, 4, 4)).astype(float)
+    ours = scores.agreement(a, b)
+    theirs = [spearmanr(x.ravel(), y.ravel())[0] for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(ours, theirs)
+    assert np.isnan(scores.agreement(a, b * 0)).all()
+
+
+def test_intervals_draw_whole_groups():
+    values = np.repeat([0.0, 1.0, 0.0, 1.0], 50)
+    alone = scores.mean_interval(values, np.arange(200))
+    grouped = scores.mean_interval(values, np.repeat(np.arange(4), 50))
+    assert alone["value"] == grouped["value"] == 0.5 and alone["n"] == 200
+    assert grouped["high"] - grouped["low"] > 3 * (alone["high"] - alone["low"])
+    assert scores.mean_interval(values * np.nan, np.arange(200))["n"] == 0
+    assert scores.mean_interval(values, np.zeros(200, int))["low"] is None
+
+
+def entry(value, low, high):
+    return {"value": value, "low": low, "high": high, "n": 9}
+
+
+def test_sentences_claim_only_what_intervals_support():
+    even = entry(0.4, 0.4, 0.4)
+    share = {
+        "all": entry(0.5, 0.45, 0.55),
+        "right": entry(0.6, 0.55, 0.65),
+        "wrong": entry(0.4, 0.3, 0.5),
+    }
+    more = " ".join(scores.sentences(share, even, "inside"))
+    assert "More evidence" in more and "more where the prediction is right" in more
+    share["all"], share["wrong"] = entry(0.5, 0.35, 0.65), entry(0.5, 0.3, 0.6)
+    unsure = " ".join(scores.sentences(share, even, "inside"))
+    assert "not shown" in unsure and "No difference" in unsure
+    share["all"] = entry(0.2, 0.1, 0.3)
+    assert "Less evidence" in scores.sentences(share, even, "inside")[0]
+    share["all"] = {"value": None, "low": None, "high": None, "n": 0}
+    assert "Too few" in scores.sentences(share, even, "inside")[0]
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_imputed_pixels_lie_between_those_that_are_left(seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(100, 120, (9, 11)).astype(np.uint8)
+    removed = rng.random((9, 11)) < rng.random()
+    filled = perturbation.impute(image, removed, seed)
+    np.testing.assert_array_equal(filled[~removed], image[~removed])
+    slack = 5 * 255 * 0.01
+    assert filled.min() >= 100 - slack and filled.max() <= 120 + slack
+
+
+def test_an_imputed_gap_in_a_flat_image_is_flat():
+    image = np.full((12, 12), 90, np.uint8)
+    removed = np.zeros((12, 12), bool)
+    removed[:7, 2:9] = True
+    assert np.abs(perturbation.impute(image, removed).astype(int) - 90).max() < 13
+
+
+def test_removing_what_counts_lowers_the_score_most():
+    """A classifier that looks at one square alone."""
+    images = np.random.default_rng(0).integers(0, 60, (4, 16, 16)).astype(np.uint8)
+    images[:, 4:8, 4:8] = 250
+
+    def predict(x):
+        p = x[:, 4:8, 4:8].mean((1, 2)) / 255
+        return np.stack([1 - p, p], axis=1)
+
+    true = np.zeros((4, 16, 16))
+    true[:, 4:8, 4:8] = 1
+    classes = np.ones(4, int)
+    good, bad = (perturbation.curves(predict, images, m, classes) for m in (true, -true))
+    share = good["share"]
+    down = [perturbation.area(c["deletion"], share).mean() for c in (good, bad)]
+    up = [perturbation.area(c["insertion"], share).mean() for c in (good, bad)]
+    assert down[0] < 0.4 < 0.8 < down[1]
+    assert up[0] > 0.8 > 0.4 > up[1]
+    np.testing.assert_allclose(good["deletion"][:, 0], predict(images)[:, 1])
