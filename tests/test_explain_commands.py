@@ -85,9 +85,17 @@ def test_predict_gives_the_probabilities_of_the_run(run, films, capsys, tmp_path
     assert predict.main(["--workdir", str(run), str(folder), *extra]) == 0
     lines = lines_of(capsys.readouterr().out)
     ours = np.array([[line["probabilities"][c] for c in classes] for line in lines])
-    np.testing.assert_allclose(ours, expected, atol=1e-6)
-    assert [line["class"] for line in lines] == [classes[k] for k in expected.argmax(1)]
-    assert not any(line["abstained"] or line["warnings"] for line in lines)
+    fitted = json.loads(
+        (run / "calibration.json").read_text()
+    )  # by the run, on its validation split
+    scaled = expected ** (1 / fitted["temperature"]["value"])
+    scaled /= scaled.sum(1, keepdims=True)
+    np.testing.assert_allclose(ours, scaled, atol=1e-6)
+    unsure = scaled.max(1) < fitted["abstention"]["threshold"]
+    chosen = [None if no else classes[k] for no, k in zip(unsure, expected.argmax(1), strict=True)]
+    assert [line["abstained"] for line in lines] == unsure.tolist()
+    assert [line["class"] for line in lines] == chosen
+    assert not any(line["warnings"] for line in lines)
     assert Image.open(lines[0]["overlay"]).size == (32, 32)
     assert len(list((tmp_path / "overlays").iterdir())) == 10
 
@@ -106,11 +114,12 @@ def test_unreadable_and_odd_files_are_told_line_by_line(run, tmp_path, capsys):
 def test_calibration_scales_and_abstains(run, films, capsys):
     folder, expected, classes = films
     path = run / "calibration.json"
+    fitted = path.read_bytes()
     path.write_text(json.dumps({"temperature": {"value": 0.5}, "abstention": {"threshold": 0.999}}))
     try:
         assert predict.main(["--workdir", str(run), str(folder)]) == 0
     finally:
-        path.unlink()
+        path.write_bytes(fitted)
     lines = lines_of(capsys.readouterr().out)
     scaled = expected**2 / (expected**2).sum(1, keepdims=True)
     ours = np.array([[line["probabilities"][c] for c in classes] for line in lines])
@@ -121,11 +130,12 @@ def test_calibration_scales_and_abstains(run, films, capsys):
 @pytest.mark.parametrize("content", ["{", "[]", '{"temperature": {"value": -1}}'])
 def test_a_damaged_calibration_is_one_sentence(run, films, capsys, content):
     path = run / "calibration.json"
+    fitted = path.read_bytes()
     path.write_text(content)
     try:
         assert predict.main(["--workdir", str(run), str(films[0])]) == 2
     finally:
-        path.unlink()
+        path.write_bytes(fitted)
     assert "calibration.json cannot be used" in capsys.readouterr().err
 
 
