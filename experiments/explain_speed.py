@@ -111,7 +111,12 @@ def theirs(arguments: argparse.Namespace, folder: Path) -> dict:
     )
     mean, std = torch.tensor(mean), torch.tensor(std)
     images, size = pictures(arguments), arguments.batch
-    last = model.features[-1]  # of DenseNet the last norm; its ReLU, which ours includes, is below
+    last = model.features[-1]
+    if arguments.network == "densenet121":
+        # Its forward pass calls the last ReLU as a function; ours explains the maps behind it.
+        last = torch.nn.ReLU()
+        pool = (torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(1))
+        model = torch.nn.Sequential(model.features, last, *pool, linear).eval()
 
     def batch(at):
         x = torch.tensor(images[at : at + size])[:, None].float() / 255
