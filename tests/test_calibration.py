@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from cxrjax import calibration, metrics
+from cxrjax import bootstrap, calibration, metrics
 
 
 def sample(n=400, k=4, temperature=1.0, seed=0):
@@ -63,6 +63,21 @@ def test_the_interval_of_the_temperature_covers_the_truth():
         assert entry["low"] < entry["value"] < entry["high"]
         covered += entry["low"] <= 2 <= entry["high"]
     assert 87 <= covered <= 100  # 95, give or take 3.5 standard errors
+
+
+def test_the_interval_of_the_temperature_is_near_that_of_refits():
+    """One Newton step from the fitted value stands for a fit of each resample's own."""
+    labels, probabilities, _ = sample(n=300, temperature=2.0)
+    entry = calibration.temperature_entry(probabilities, labels, np.arange(300), 200, 3)
+    z, refits = calibration.logits(probabilities), []
+    for w in np.concatenate(list(bootstrap.weights(np.arange(300), 200, 3))).astype(int):
+        rows = np.repeat(np.arange(300), w)
+        refits.append(float(calibration.fit_temperature(z[rows], labels[rows])))
+    low, high = np.percentile(refits, [2.5, 97.5])
+    assert (entry["low"], entry["high"]) == (
+        pytest.approx(low, abs=0.1 * (high - low)),
+        pytest.approx(high, abs=0.1 * (high - low)),
+    )
 
 
 def test_copies_do_not_narrow_the_interval_of_the_temperature():

@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from finished_runs import AIMS, CLASSES, split
 from sklearn import metrics as sk
 
-from cxrjax import uncertainty
+from cxrjax import config, evaluation, uncertainty
 
 PRIOR = np.array([0.2, 0.5, 0.3])
 
@@ -79,6 +80,19 @@ def test_risk_falls_where_the_network_knows_what_it_does_not_know(splits, found)
     assert curve[9]["risk"]["value"] < curve[-1]["risk"]["value"]
     accuracy = (splits["test"].probabilities.argmax(axis=1) == splits["test"].labels).mean()
     assert curve[-1]["risk"]["value"] == pytest.approx(1 - accuracy)
+
+
+@pytest.mark.parametrize(("weights", "prior"), [("none", [0.5, 0.25, 0.25]), ("balanced", None)])
+def test_the_prior_is_that_of_the_training_loss(weights, prior):
+    labels = np.array([2, 0, 0, 1, 0, 2, 1, 0, 1])
+    data = SimpleNamespace(
+        classes=CLASSES,
+        store=SimpleNamespace(labels=labels),
+        splits={"train": np.arange(8), "test": np.array([8])},
+    )
+    settings = config.default()
+    settings.train.class_weights = weights
+    np.testing.assert_allclose(evaluation._prior(data, settings), prior or [1 / 3] * 3)
 
 
 def test_a_split_without_one_of_the_classes_is_assessed(splits):
