@@ -168,6 +168,12 @@ def entry(value: Any, drawn: np.ndarray, n: int) -> dict[str, Any]:
     return {"value": number(value), "low": number(low), "high": number(high), "n": int(n)}
 
 
+def mean(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    """Mean of values float [N] as {value, low, high, n}; groups, int [N], are drawn whole."""
+    drawn = totals(np.stack([values, np.ones(len(values))], axis=1), groups, resamples, seed)
+    return entry(values.mean(), drawn[:, 0] / drawn[:, 1], len(values))
+
+
 def number(value: Any) -> float | None:
     """A float for JSON; None for NaN."""
     return None if np.isnan(value) else float(value)

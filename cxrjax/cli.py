@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import signal
@@ -46,6 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return BAD_INPUT
     return importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+
+
+def parser(module: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
+    """The parser of `python -m module`: texts as they stand, no abbreviated flags."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:

@@ -30,12 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cxrjax.compare",
-        description="Compare finished runs, pair by pair, on the test images they share.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = cli.parser(
+        "cxrjax.compare",
+        "Compare finished runs, pair by pair, on the test images they share.",
+        _EPILOG,
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a finished run")
     parser.add_argument(

@@ -41,13 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cxrjax.decide",
-        description="Net benefit of a run against PCR, as the four-class report has it and "
+    parser = cli.parser(
+        "cxrjax.decide",
+        "Net benefit of a run against PCR, as the four-class report has it and "
         "corrected, and its decision curve.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        _EPILOG,
     )
     parser.add_argument("--workdir", metavar="DIR", required=True, help="a finished run")
     parser.add_argument(

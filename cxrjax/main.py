@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -27,12 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m cxrjax.main",
-        description="Train a chest X-ray classifier, pick its best epoch, evaluate it once.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = cli.parser(
+        "cxrjax.main",
+        "Train a chest X-ray classifier, pick its best epoch, evaluate it once.",
+        _EPILOG,
     )
     parser.add_argument("--config", metavar="FILE", help="a file of configs/, or a config.json")
     parser.add_argument(

@@ -29,13 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cxrjax.predict",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.parser("cxrjax.predict", __doc__, _EPILOG)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="image files and folders")
     parser.add_argument("--workdir", metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument("--overlay", metavar="DIR", help="folder for Grad-CAM pictures")
@@ -118,6 +112,8 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
     """
     import numpy as np
 
+    from cxrjax.calibration import scaled
+    from cxrjax.data.batches import filled
     from cxrjax.explain.maps import Explainer, enlarge
     from cxrjax.explain.pictures import save_overlay
 
@@ -134,13 +130,12 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
             lines.append(line)
         if kept:
             stack, maps = np.stack(images), None
-            padded = np.concatenate([stack, np.repeat(stack[-1:], size - len(stack), axis=0)])
+            padded = filled(stack, size)
             if explainer is not None:
                 probabilities, maps = explainer(padded)
             else:
                 probabilities = run.predict(padded, size)
-            scaled = probabilities.astype(np.float64) ** (1 / temperature)
-            probabilities = scaled / scaled.sum(1, keepdims=True)
+            probabilities = scaled(probabilities, temperature)
             for i, line in enumerate(kept):
                 chosen = int(probabilities[i].argmax())
                 line["abstained"] = bool(probabilities[i, chosen] < threshold)

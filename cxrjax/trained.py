@@ -18,6 +18,7 @@ from cxrjax import optim, step
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import dataset
+from cxrjax.data.batches import filled
 from cxrjax.errors import UserError
 from cxrjax.models import classifier, registry
 from cxrjax.models.registry import ModelSpec
@@ -68,9 +69,13 @@ class Trained:
         for start in range(0, len(images), size):
             part = np.asarray(images[start : start + size])[..., None]
             n = len(part)
-            part = np.concatenate([part, np.repeat(part[-1:], size - n, axis=0)])
             labels = jnp.zeros([size], jnp.int32)
-            batch = {"image": part, "label": labels, "index": labels, "mask": labels == 0}
+            batch = {
+                "image": filled(part, size),
+                "label": labels,
+                "index": labels,
+                "mask": labels == 0,
+            }
             rows.append(np.asarray(self._eval_step(self.params, self.batch_stats, batch))[:n])
         return np.concatenate(rows) if rows else np.zeros([0, len(self.classes)], np.float32)
 

@@ -258,7 +258,7 @@ def test_a_held_out_source_is_the_test_split_and_nothing_else():
         names,
         test_fraction=0.2,
         validation_fraction=0.25,
-        missing_in_test=True,  # b has no image of class 1
+        may_lack=("test",),  # b has no image of class 1
     )
     assert made["test"].tolist() == [i for i in range(48) if sources[i] == "b"]
     rest = np.concatenate([made["train"], made["validation"]])

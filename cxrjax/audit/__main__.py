@@ -29,13 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cxrjax.audit",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.parser("cxrjax.audit", __doc__, _EPILOG)
     parser.add_argument("--config", metavar="FILE", help="a file of configs/, or a config.json")
     parser.add_argument("--workdir", metavar="DIR", help="a finished run: audits its network too")
     parser.add_argument(

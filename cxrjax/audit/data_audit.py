@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax import bootstrap
 from cxrjax.audit import doubts, predictability, statistics
 from cxrjax.data import duplicates
 from cxrjax.data.dataset import Dataset, cramers_v, histograms
@@ -121,16 +122,13 @@ def _spread(
     rows: np.ndarray, columns: np.ndarray, groups: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[float, float]:
     """95 % interval of Cramer's V of the table of `rows` and `columns`, over groups."""
-    _, member = np.unique(groups, return_inverse=True)
-    share = np.full(member.max() + 1, 1 / (member.max() + 1))
-    rng = np.random.default_rng(0)
-    drawn = []
-    for _ in range(_RESAMPLES):
-        weights = rng.multinomial(len(share), share)[member]
-        counts = np.zeros(shape)
-        np.add.at(counts, (rows, columns), weights)
-        drawn.append(cramers_v(counts) or 0.0)
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    cell, size = np.ravel_multi_index((rows, columns), shape), shape[0] * shape[1]
+    drawn = [
+        cramers_v(np.bincount(cell, weights, size).reshape(shape)) or 0.0
+        for part in bootstrap.weights(groups, _RESAMPLES, seed=0)
+        for weights in part
+    ]
+    low, high = bootstrap.interval(np.array(drawn))
     return float(low), float(high)
 
 
@@ -161,19 +159,20 @@ def findings(report: dict[str, Any]) -> list[dict[str, str]]:
         )
     v = report["sources"]["cramers_v"]
     if v["value"] is not None and v["low"] > CRAMERS_V_ALARM:
-        add("sources", f"the source tells the class: Cramer's V {_interval(v)}")
+        add("sources", f"the source tells the class: Cramer's V {interval(v)}")
     for family, told in report["predictability"].items():
         if told["alarm"]:
-            add(family, f"{family} alone tell the class: AUROC {_interval(told['auroc'])}")
+            add(family, f"{family} alone tell the class: AUROC {interval(told['auroc'])}")
     doubtful = report["label_doubts"]
     if doubtful["alarm"]:
         add(
             "label_doubts",
-            f"labels contradict the lungs on {_interval(doubtful['contradicted'])} of the clearest "
+            f"labels contradict the lungs on {interval(doubtful['contradicted'])} of the clearest "
             "films: wrong labels, or a likeness that misleads a small classifier; look at them",
         )
     return found
 
 
-def _interval(metric: dict[str, Any]) -> str:
+def interval(metric: dict[str, Any]) -> str:
+    """A figure as findings give it, e.g. `0.78 [0.77, 0.78] n=8346`."""
     return f"{metric['value']:.2f} [{metric['low']:.2f}, {metric['high']:.2f}] n={metric['n']}"

@@ -69,7 +69,7 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
         log.write_json(workdir / "result.json", result)
     score, findings = found["score"], []
     if "CONFOUNDED" in verdict.word(0, score):
-        shown = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}] n={score['n']}"
+        shown = data_audit.interval(score)
         text = f"the network tells the classes without lungs: shortcut score {shown}"
         findings.append({"kind": "shortcuts", "text": text})
     return {"shortcuts": found, "verdict": result["verdict"], "findings": findings}

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from cxrjax import log, lungs, metrics
+from cxrjax import bootstrap, log, lungs, metrics
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.store import Store
 
@@ -22,13 +22,9 @@ _ABOVE_CHANCE = 0.55  # lower end of the AUROC of a network that has something t
 
 def lungs_of(store: Store, positions: np.ndarray) -> tuple[np.ndarray, str]:
     """Lung masks bool [n, S, S] of some of the store's images, and where they are from."""
-    known = store.has_mask[positions]
-    masks = np.zeros((len(positions), *store.images.shape[1:]), bool)
-    if store.masks is not None:
-        masks[known] = store.masks[positions[known]] > 0
+    masks, known = lungs.of_store(store, positions, lungs.masks)
     if known.all():
         return masks, "the data set"
-    masks[~known] = lungs.masks(np.asarray(store.images[positions[~known]]))
     return masks, "segmentation" if not known.any() else "the data set and segmentation"
 
 
@@ -177,15 +173,10 @@ def shortcut_score(
     Returns:
       {value, low, high, n}; None for the first three when the network itself is not above chance.
     """
-    names, member = np.unique(groups, return_inverse=True)
-    rng = np.random.default_rng(0)
-    share = np.full(len(names), 1 / len(names))
-    found = []
-    rows = max(1, 2**21 // len(labels))
-    for start in range(0, resamples, rows):
-        drawn = rng.multinomial(len(names), share, size=min(rows, resamples - start))
-        weights = drawn[:, member].astype(np.float64)
-        found.append([metrics.auroc(labels, p, weights) for p in (intact, without)])
+    found = [
+        [metrics.auroc(labels, p, weights) for p in (intact, without)]
+        for weights in bootstrap.weights(groups, resamples, seed=0)
+    ]
     before, after = np.concatenate(found, axis=1)
     once = np.ones((1, len(labels)))
     value = [float(metrics.auroc(labels, p, once)[0]) for p in (intact, without)]

@@ -34,13 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cxrjax.bench",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.parser("cxrjax.bench", __doc__, _EPILOG)
     parser.add_argument("--config", metavar="FILE", required=True, help="e.g. configs/densenet4.py")
     parser.add_argument(
         "--rows",

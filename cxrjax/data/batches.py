@@ -60,6 +60,11 @@ def _fold(order: np.ndarray, batch_size: int, view: int = 0) -> Plan:
     return Plan(index, mask, view)
 
 
+def filled(images: np.ndarray, size: int) -> np.ndarray:
+    """Images [n, ...] with the last one repeated up to `size`, so that one program serves all."""
+    return np.concatenate([images, np.repeat(images[-1:], size - len(images), axis=0)])
+
+
 def on_device(host_batches: Iterable[Any]) -> Iterator[Any]:
     """Batches of arrays on the device, one already on its way there while another is used."""
     previous = None

@@ -81,7 +81,7 @@ def prepare(config: Config) -> Dataset:
         draw=settings.draw,
         seed=settings.split_seed,
         classes=store.classes,
-        missing_in_test=bool(settings.hold_out_source),
+        may_lack=("test",) if settings.hold_out_source else (),
     )
     seen = np.concatenate([divided["train"], divided["validation"]])
     mean, std = moments(histograms(store)[seen].sum(0))

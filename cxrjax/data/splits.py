@@ -28,7 +28,7 @@ def make_splits(
     draw: Sequence[int] = (),
     seed: int = 0,
     classes: Sequence[str] = (),
-    missing_in_test: bool = False,
+    may_lack: Sequence[str] = (),
 ) -> Splits:
     """Positions of each split; a pure function of names, labels, groups and seed, not of the order.
 
@@ -46,7 +46,7 @@ def make_splits(
       draw: empty, or image counts (train, validation, test) of a draw balanced over the classes,
         which leaves out groups of mixed class.
       classes: names of the labels, for messages.
-      missing_in_test: whether a given test part may lack classes.
+      may_lack: the splits that may lack classes.
     Returns:
       int32 sorted positions under the keys train, validation, test.
     Raises:
@@ -67,8 +67,7 @@ def make_splits(
         if wanted is None and not carve:
             chosen[split] = pool.astype(np.int32)
             continue
-        units = _units(pool, labels, groups, names, seed)
-        takes = []
+        takes, units = [], _units(pool, labels, groups, names, seed)
         for label, kind in kinds.items():
             ours = [unit for unit in units if unit[1] == label]
             size = sum(len(unit[0]) for unit in ours)
@@ -78,7 +77,7 @@ def make_splits(
         if carve:
             parts[chosen[split]] = "taken"
     splits = {split: chosen[split] for split in SPLITS}
-    _check_every_class(splits, labels, kinds, () if not missing_in_test else ("test",))
+    _check_every_class(splits, labels, kinds, may_lack)
     return splits
 
 

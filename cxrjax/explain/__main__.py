@@ -28,13 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cxrjax.explain",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.parser("cxrjax.explain", __doc__, _EPILOG)
     parser.add_argument("--workdir", metavar="DIR", required=True, help="folder of a finished run")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write to")
     parser.add_argument(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import log, losses, step
+from cxrjax.data.batches import filled
 from cxrjax.errors import UserError
 from cxrjax.explain import methods, targets
 from cxrjax.models import classifier
@@ -109,7 +110,7 @@ class Explainer:
             for at in range(0, len(images), size):
                 part = np.asarray(images[at : at + size])
                 n = len(part)
-                part = np.concatenate([part, np.repeat(part[-1:], size - n, axis=0)])
+                part = filled(part, size)
                 both = self._call(self.run.params, self.run.batch_stats, part, wanted)
                 found.append([np.asarray(each)[:n] for each in both])
                 bar.update(n)

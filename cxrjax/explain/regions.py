@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from cxrjax.config import Config
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.phantom import PhantomSource
-
-Segmentation = Callable[[np.ndarray], np.ndarray]  # uint8 [N, S, S] -> bool [N, S, S]
+from cxrjax.lungs import Segmentation, of_store
 
 
 def lungs(
@@ -24,15 +21,8 @@ def lungs(
     Returns:
       bool [N, S, S], and bool [N], whether the mask is known.
     """
-    store = data.store
-    known = np.array(store.has_mask[positions], bool)
-    masks = np.zeros((len(positions), *store.images.shape[1:]), bool)
-    if store.masks is not None:
-        masks[known] = store.masks[positions[known]] > 127
-    if segment is not None and not known.all():
-        masks[~known] = segment(store.images[positions[~known]])
-        known[:] = True
-    return masks, known & masks.any((1, 2))
+    masks, _ = of_store(data.store, positions, segment)
+    return masks, np.any(masks, axis=(1, 2))
 
 
 def lesions(config: Config, data: Dataset, positions: np.ndarray) -> np.ndarray | None:

@@ -11,6 +11,7 @@ from cxrjax import log
 from cxrjax.data import dataset
 from cxrjax.explain import pictures, regions, scores
 from cxrjax.explain.maps import Explainer, enlarge
+from cxrjax.lungs import Segmentation
 from cxrjax.trained import Trained
 
 
@@ -58,7 +59,7 @@ def write(
     method: str,
     stage: str | None,
     panels: int,
-    segment: regions.Segmentation | None = None,
+    segment: Segmentation | None = None,
 ) -> dict[str, Any]:
     """Explains a split and writes everything into `out`, which exists and holds `panels/`.
 
@@ -100,7 +101,7 @@ def _shares(
     run: Trained,
     data: dataset.Dataset,
     found: Explained,
-    segment: regions.Segmentation | None,
+    segment: Segmentation | None,
 ) -> dict[str, np.ndarray]:
     """By score, float [N]; NaN where it does not apply."""
     maps, size = found.of_predicted(), found.images.shape[-1]

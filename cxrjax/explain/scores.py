@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax import bootstrap
+
 _BAND = 0.08  # of the side: the border in which markers and labels lie
 _RESAMPLES = 2000
 
@@ -78,14 +80,8 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict
     values, groups = values[known], groups[known]
     if not len(values):
         return {"value": None, "low": None, "high": None, "n": 0}
-    _, member = np.unique(groups, return_inverse=True)
-    sums, counts = np.bincount(member, values), np.bincount(member)
-    low = high = None
-    if len(sums) > 1:
-        drawn = np.random.default_rng(seed).integers(len(sums), size=(_RESAMPLES, len(sums)))
-        means = sums[drawn].sum(1) / counts[drawn].sum(1)
-        low, high = map(float, np.percentile(means, [2.5, 97.5]))
-    return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
+    found = bootstrap.mean(values, groups, _RESAMPLES, seed)
+    return found if len(np.unique(groups)) > 1 else found | {"low": None, "high": None}
 
 
 def by_group(

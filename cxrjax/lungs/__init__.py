@@ -7,7 +7,15 @@ better of two trainings judged on these.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from cxrjax.data.store import Store
+
+Segmentation = Callable[[np.ndarray], np.ndarray]  # uint8 [N, H, W] -> bool [N, H, W]
 
 
 def masks(images: np.ndarray) -> np.ndarray:
@@ -23,3 +31,23 @@ def masks(images: np.ndarray) -> np.ndarray:
     from cxrjax.lungs import segment  # JAX; --help of this package's command does without
 
     return segment.masks(images)
+
+
+def of_store(
+    store: Store, positions: np.ndarray, segment: Segmentation | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lungs of stored images: the data set's own masks, else those of `segment`.
+
+    Args:
+      positions: int [N] into the store.
+      segment: for images without a mask; None leaves theirs empty.
+    Returns:
+      bool [N, S, S], and bool [N], whether the mask is the data set's.
+    """
+    known = np.array(store.has_mask[positions], bool)
+    found = np.zeros((len(positions), *store.images.shape[1:]), bool)
+    if store.masks is not None:
+        found[known] = store.masks[positions[known]] > 0
+    if segment is not None and not known.all():
+        found[~known] = segment(np.asarray(store.images[positions[~known]]))
+    return found, known

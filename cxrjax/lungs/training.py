@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cxrjax import log
+from cxrjax import bootstrap, log
 from cxrjax.data import images as pictures
 from cxrjax.data.augment import warp
 from cxrjax.data.duplicates import find_duplicates, group
@@ -114,12 +114,9 @@ def dice(films: Annotated, params: network.Params) -> np.ndarray:
     return 2 * both / np.maximum(found.sum(axis=(1, 2)) + films.masks.sum(axis=(1, 2)), 1)
 
 
-def mean_interval(values: np.ndarray, resamples: int = 10_000) -> dict[str, Any]:
+def mean_interval(values: np.ndarray) -> dict[str, Any]:
     """Mean with its 95 % interval by a bootstrap over films."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high), "n": len(values)}
+    return bootstrap.mean(values, np.arange(len(values)), 10_000, seed=0)
 
 
 def _batches(parts: list[Annotated], steps: int, seed: int) -> Iterator[tuple[Any, Any]]:
