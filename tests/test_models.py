@@ -135,7 +135,7 @@ def test_dropout_acts_in_training_only_and_follows_its_key():
     assert not np.array_equal(first, other)
     np.testing.assert_array_equal(model.classify(maps), model.classify(maps))
     with pytest.raises(ValueError, match="key"):
-        model.classify(maps, train=True)
+        model.classify(maps, train=True, rate=0.5)
 
 
 # Classifier

@@ -59,13 +59,13 @@ class Classifier(nnx.Module):
         *,
         train: bool = False,
         key: jax.Array | None = None,
-        rate: jax.Array | float = 0.0,
+        rate: jax.Array | float | None = None,
     ) -> jax.Array:
         """Logits float32 [B, K] of maps [B, h, w, F]; K = 1 is the evidence for the second class.
 
         Args:
           train: dropout acts, and batch norm uses and moves batch statistics.
-          key, rate: random key and rate of the dropout; without a key there is none.
+          key, rate: random key of the dropout and its rate; no rate, no dropout.
         """
         return self.head(maps, train=train, key=key, rate=rate)
 

@@ -35,20 +35,21 @@ class Head(nnx.Module):
         *,
         train: bool = False,
         key: jax.Array | None = None,
-        rate: jax.Array | float = 0.0,
+        rate: jax.Array | float | None = None,
     ) -> jax.Array:
         """Maps [B, h, w, features] -> logits float32 [B, n_logits].
 
         Args:
           train: dropout acts and batch norm uses, and moves, batch statistics.
-          key: random key of the dropout; None: there is none.
-          rate: of the dropout, float [] in [0, 1).
+          key, rate: random key of the dropout and its rate, float [] in [0, 1); no rate, no dropout.
         """
         x = global_average_pool(maps)
         if self.has_batch_norm:
             x = self.batch_norm(x, train=train)
         if self.has_dense:
             x = jax.nn.relu(self.dense(x))
-        if train and key is not None:
+        if train and rate is not None:
+            if key is None:
+                raise ValueError("dropout needs a key while training")
             x = dropout(x, rate, key)
         return self.logits(x)
