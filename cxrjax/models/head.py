@@ -41,7 +41,7 @@ class Head(nnx.Module):
 
         Args:
           train: dropout acts and batch norm uses, and moves, batch statistics.
-          key, rate: random key of the dropout and its rate, float [] in [0, 1); no rate, no dropout.
+          key, rate: random key and rate, float [] in [0, 1), of the dropout; no rate, none.
         """
         x = global_average_pool(maps)
         if self.has_batch_norm:
