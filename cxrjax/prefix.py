@@ -150,6 +150,12 @@ class FrozenMaps:
             return
         yield from on_device(self._gathered(plan, start))
 
+    def fresh(self, plan: Plan, epoch: int) -> Iterator[Batch]:
+        """Yields the plan's batches with maps of images augmented as in `epoch`; stores none."""
+        for batch in self._images(plan):
+            maps = self._run(batch, epoch + 1)
+            yield {name: batch[name] for name in ("label", "index", "mask")} | {"maps": maps}  # type: ignore[misc]
+
     def _gathered(self, plan: Plan, start: int) -> Iterator[dict[str, np.ndarray]]:
         maps, labels = self._file.map(), self._labels.astype(np.int32)
         for index, mask in zip(plan.index[start:], plan.mask[start:], strict=True):
