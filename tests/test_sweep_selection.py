@@ -44,9 +44,9 @@ def test_points_are_ranked_by_their_mean_over_seeds():
 
 
 def test_equal_means_are_ties_though_they_are_rounded_differently():
-    tenths = [record(k, A, accuracy=a, loss=0.1, seed=k) for k, a in enumerate((0.1, 0.2, 0.3))]
-    equal = [record(9 + k, B, accuracy=0.2, loss=0.2, seed=k) for k in range(3)]
-    assert np.mean([0.1, 0.2, 0.3]) != 0.2 or sum((0.1, 0.2, 0.3)) != 0.6
+    tenths = [record(k, A, accuracy=a, loss=0.1, seed=k) for k, a in enumerate((0.7, 0.8, 0.9))]
+    equal = [record(9 + k, B, accuracy=0.8, loss=0.2, seed=k) for k in range(3)]
+    assert np.mean([0.7, 0.8, 0.9]) < np.mean([0.8] * 3)
     assert [point.values for point in ranking(equal + tenths)] == [A, B]
 
 
