@@ -54,6 +54,20 @@ def ranking(records: Iterable[Mapping[str, Any]]) -> list[Ranked]:
     return sorted(ranked, key=order)
 
 
+def accuracy(trial: Mapping[str, Any]) -> float:
+    """Validation accuracy of a finished trial at its best epoch."""
+    return trial["validation"]["accuracy"]["value"]
+
+
+def best_first(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The finished trials, each for itself, by falling validation accuracy, ties by loss."""
+
+    def order(trial: Mapping[str, Any]) -> tuple[Any, ...]:
+        return -accuracy(trial), trial["validation"]["loss"], trial["key"]
+
+    return sorted((trial for trial in records if trial["status"] == FINISHED), key=order)
+
+
 def _ranked(trials: Sequence[Mapping[str, Any]]) -> Ranked | None:
     done = sorted((t for t in trials if t["status"] == FINISHED), key=lambda t: t["seed"])
     if not done:
@@ -129,19 +143,20 @@ def optimism(correct: np.ndarray, groups: np.ndarray, resamples: int, seed: int)
       Values are None where all images are of one group.
     """
     correct = np.asarray(correct, np.float64)
-    accuracy = correct.mean(axis=1)
-    winner, n = int(accuracy.argmax()), correct.shape[1]
+    reached = correct.mean(axis=1)
+    winner, n = int(reached.argmax()), correct.shape[1]
+    apparent = float(reached[winner])
     drawn, best, again = _searches(correct, groups, resamples, seed)
     g = len(np.unique(groups))
     known = ~np.isnan(again)
     retest = again[known].mean() if known.any() else np.nan
     flatters = (best - again)[known].mean() / math.sqrt(2 - 1 / g) if known.any() else np.nan
     own = drawn[:, winner]
-    chance = (own - accuracy[winner]) * _widening(accuracy[winner], accuracy[winner] - flatters)
+    chance = (own - apparent) * _widening(apparent, apparent - flatters)
     found = {
         "trials": len(correct),
         "winner": winner,
-        "apparent": bootstrap.entry(accuracy[winner], own, n),
+        "apparent": bootstrap.entry(apparent, own, n),
         "retest": bootstrap.entry(retest, again, n),
         "optimism": bootstrap.entry(flatters, chance + flatters, n),
     }

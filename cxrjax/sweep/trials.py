@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,7 @@ _KEY = re.compile(r"[0-9a-f]{16}")
 _REMEDY = "choose another --workdir"
 
 Record = dict[str, Any]  # one line: key, values, seed, status, epochs, validation, ...
+Records = Sequence[Mapping[str, Any]]
 
 
 class Trials:
