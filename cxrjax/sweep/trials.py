@@ -35,9 +35,7 @@ class Trials:
     """The trials of a sweep that are over. Reading creates nothing."""
 
     def __init__(self, folder: Path | str):
-        """Args:
-        folder: of the sweep; made by the first `append`.
-        """
+        """Opens nothing yet; the first `append` makes the sweep's folder."""
         self.folder = Path(folder)
         self.file = self.folder / FILE
         self._forget()
