@@ -51,11 +51,11 @@ def drawn(monkeypatch):
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_gives_four_pictures_with_nothing_cut_off(tmp_path, drawn, name):
     by_key = {trial["key"]: trial for trial in GRIDS[name]}
-    figures.draw(GRIDS[name], lambda of: arrays(by_key[of]), tmp_path)
-    files = sorted(path.name for path in tmp_path.iterdir())
+    figures.draw(GRIDS[name], lambda of: arrays(by_key[of]), {}, tmp_path / "figures")
+    files = sorted(path.name for path in (tmp_path / "figures").iterdir())
     assert files == ["accuracy.png", "curves.png", "grid.png", "parallel.png"]
     for figure, file in zip(drawn, ("grid", "parallel", "accuracy", "curves"), strict=True):
-        with Image.open(tmp_path / f"{file}.png") as image:
+        with Image.open(tmp_path / "figures" / f"{file}.png") as image:
             pixels = np.asarray(image.convert("L"))
         # Nothing is drawn up to the border.
         assert all((side == 255).all() for side in (pixels[0], pixels[-1], pixels[:, -1]))
@@ -91,6 +91,14 @@ def test_heat_maps_hold_the_mean_and_the_best_of_each_cell(tmp_path, drawn):
             assert told[2:] == ([f"{9 - len(done)} lost"] if len(done) < 9 else [])
             lost += 9 - len(done)
     assert lost == 2
+
+
+def test_words_are_in_the_order_of_the_grid_whichever_trial_ended_first(tmp_path, drawn):
+    records = GRIDS["backbones alone"][::-1]
+    by_key = {trial["key"]: trial for trial in records}
+    figures.draw(records, lambda of: arrays(by_key[of]), BACKBONES, tmp_path)
+    across = [label.get_text() for label in drawn[0].axes[0].get_xticklabels()]
+    assert across == BACKBONES["model.name"]
 
 
 def test_of_many_fields_the_strongest_four_are_shown(tmp_path, drawn):
@@ -161,11 +169,11 @@ def test_accuracies_are_sorted_the_winners_seeds_marked_and_lost_trials_told(tmp
             found[round(place)] = (value, *bar[:, 0], to_hex(line.get_color()))
     for place, trial in enumerate(best):
         of = trial["validation"]["accuracy"]
-        colour = "#d55e00" if trial["key"] in winner.keys else "#0072b2"
+        colour = "#d55e00" if trial["key"] in winner["keys"] else "#0072b2"
         assert found[place][:3] == pytest.approx((of["value"], of["low"], of["high"]))
         assert found[place][3] == colour
     assert len(found) == 8
-    assert f"{winner.accuracy['value']:.3f} [" in drawn[0].get_suptitle()
+    assert f"{winner['accuracy']['value']:.3f} [" in drawn[0].get_suptitle()
 
 
 def test_curves_are_of_the_ten_best_with_their_best_epochs(tmp_path, drawn):
@@ -176,7 +184,7 @@ def test_curves_are_of_the_ten_best_with_their_best_epochs(tmp_path, drawn):
         asked.append(name)
         return arrays(next(trial for trial in records if trial["key"] == name))
 
-    figures.draw(records, arrays_of, tmp_path)
+    figures.draw(records, arrays_of, BASELINE, tmp_path)
     best = selection.best_first(records)[:10]
     assert asked == [trial["key"] for trial in best]
     for axes, column in zip(drawn[-1].axes, (2, 3), strict=True):

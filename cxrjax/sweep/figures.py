@@ -21,13 +21,28 @@ _WINNER = COLOURS[1]
 _LINES = COLOURS[:7]  # yellow is too pale for lines
 
 
-def draw(records: Records, arrays: Callable[[str], Mapping[str, np.ndarray]], folder: Path) -> None:
-    """Writes grid.png, parallel.png, accuracy.png and curves.png into a folder that exists.
+def draw(
+    records: Records,
+    arrays: Callable[[str], Mapping[str, np.ndarray]],
+    grid: Mapping[str, Sequence[Any]],
+    folder: Path,
+) -> None:
+    """Writes grid.png, parallel.png, accuracy.png and curves.png.
 
     Args:
       records: of all trials, see `trials.Trials`; at least one.
       arrays: gives a key's arrays.
+      grid: the values of each field, in the order to show them in.
+      folder: made where it is missing.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {f: {labels.text(v): k for k, v in enumerate(grid[f])} for f in grid}
+    records = sorted(
+        records,
+        key=lambda trial: [
+            places[field].get(labels.text(trial["values"].get(field)), -1) for field in grid
+        ],
+    )
     landscape.heat_maps(records, folder / "grid.png")
     landscape.parallel(records, folder / "parallel.png")
     accuracies(records, folder / "accuracy.png")
@@ -51,17 +66,20 @@ def accuracies(records: Records, path: Path) -> None:
     axes = figure.add_subplot()
     if ranked:
         top = ranked[0]
-        axes.axvspan(top.accuracy["low"], top.accuracy["high"], color=_WINNER, alpha=0.12, lw=0)
+        axes.axvspan(
+            top["accuracy"]["low"], top["accuracy"]["high"], color=_WINNER, alpha=0.12, lw=0
+        )
         for part, colour, at in (
-            ([t for t in done if t["key"] not in top.keys], COLOURS[0], 1.0),
-            ([t for t in done if t["key"] in top.keys], _WINNER, 1.8),
+            ([t for t in done if t["key"] not in top["keys"]], COLOURS[0], 1.0),
+            ([t for t in done if t["key"] in top["keys"]], _WINNER, 1.8),
         ):
             _intervals(
                 axes, [(trials.index(t), t["validation"]["accuracy"]) for t in part], colour, at
             )
+        value, low, high = (top["accuracy"][part] for part in ("value", "low", "high"))
         figure.suptitle(
-            f"Winner (red): {labels.point(top.values, labels.telling(records))}\naccuracy "
-            f"{top.accuracy['value']:.3f} [{top.accuracy['low']:.3f}, {top.accuracy['high']:.3f}]",
+            f"Winner (red): {labels.point(top['values'], labels.telling(records))}\n"
+            f"accuracy {value:.3f} [{low:.3f}, {high:.3f}]",
             fontsize=9,
         )
     else:
@@ -80,7 +98,7 @@ def accuracies(records: Records, path: Path) -> None:
         axes.set_ylabel(f"{len(trials)} trials, {len(lost)} lost (grey)", fontsize=8)
         axes.set_yticks([])
     axes.set_ylim(len(trials) - 0.4, -0.6)
-    n = f", n = {ranked[0].accuracy['n']:,}" if ranked else ""
+    n = f", n = {ranked[0]['accuracy']['n']:,}" if ranked else ""
     axes.set_xlabel(f"validation accuracy{n}; bars: 95 % intervals", fontsize=8)
     axes.tick_params(axis="x", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -6,7 +6,6 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,21 +18,7 @@ _BLOCK = 2**22  # counts in memory at a time, as float64: 32 MiB
 _DIGITS = 12  # accuracies that differ by less are rounding of the same mean
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """A point of the grid over its seeds."""
-
-    values: dict[str, Any]  # of the grid's fields
-    accuracy: dict[str, Any]  # validation accuracy, mean over seeds: {value, low, high, n}
-    loss: float  # validation loss at the best epochs, mean over seeds, nats
-    best_epoch: int  # median over seeds; of an even number the upper of the two in the middle
-    seconds: float  # of all its trials together
-    keys: tuple[str, ...]  # of its finished trials
-    seeds: tuple[int, ...]  # theirs
-    lost: int  # seeds that diverged or ran out of memory
-
-
-def ranking(records: Iterable[Mapping[str, Any]]) -> list[Ranked]:
+def ranking(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Points by falling mean validation accuracy, ties by mean validation loss.
 
     Points that lost a seed come after all that lost none, as a mean over those that came through
@@ -41,15 +26,24 @@ def ranking(records: Iterable[Mapping[str, Any]]) -> list[Ranked]:
 
     Args:
       records: of trials, see `trials.Trials.records`; all validated on the same images.
+    Returns:
+      of each point, fit for JSON:
+      `values`: of the grid's fields.
+      `accuracy`: mean validation accuracy over its seeds, {value, low, high, n}.
+      `loss`: mean validation loss at the best epochs, nats.
+      `best_epoch`: median over seeds; of an even number the upper of the two in the middle.
+      `seconds`: of all its trials together.
+      `keys`, `seeds`: of its finished trials, by seed.
+      `lost`: the number of seeds that diverged or ran out of memory.
     """
     points: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
         points.setdefault(json.dumps(record["values"], sort_keys=True), []).append(record)
     ranked = [found for trials in points.values() if (found := _ranked(trials)) is not None]
 
-    def order(point: Ranked) -> tuple[Any, ...]:
-        accuracy, loss = (round(of, _DIGITS) for of in (point.accuracy["value"], point.loss))
-        return point.lost > 0, -accuracy, loss, min(point.keys)
+    def order(point: Mapping[str, Any]) -> tuple[Any, ...]:
+        value, loss = (round(of, _DIGITS) for of in (point["accuracy"]["value"], point["loss"]))
+        return point["lost"] > 0, -value, loss, min(point["keys"])
 
     return sorted(ranked, key=order)
 
@@ -68,20 +62,20 @@ def best_first(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted((trial for trial in records if trial["status"] == FINISHED), key=order)
 
 
-def _ranked(trials: Sequence[Mapping[str, Any]]) -> Ranked | None:
+def _ranked(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     done = sorted((t for t in trials if t["status"] == FINISHED), key=lambda t: t["seed"])
     if not done:
         return None
-    return Ranked(
-        values=dict(done[0]["values"]),
-        accuracy=mean_over_seeds([trial["validation"]["accuracy"] for trial in done]),
-        loss=statistics.fmean(trial["validation"]["loss"] for trial in done),
-        best_epoch=statistics.median_high([trial["best_epoch"] for trial in done]),
-        seconds=math.fsum(trial["seconds"] for trial in trials),
-        keys=tuple(trial["key"] for trial in done),
-        seeds=tuple(trial["seed"] for trial in done),
-        lost=len(trials) - len(done),
-    )
+    return {
+        "values": dict(done[0]["values"]),
+        "accuracy": mean_over_seeds([trial["validation"]["accuracy"] for trial in done]),
+        "loss": statistics.fmean(trial["validation"]["loss"] for trial in done),
+        "best_epoch": statistics.median_high([trial["best_epoch"] for trial in done]),
+        "seconds": math.fsum(trial["seconds"] for trial in trials),
+        "keys": [trial["key"] for trial in done],
+        "seeds": [trial["seed"] for trial in done],
+        "lost": len(trials) - len(done),
+    }
 
 
 def mean_over_seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -137,7 +131,8 @@ def optimism(correct: np.ndarray, groups: np.ndarray, resamples: int, seed: int)
         of them.
       `optimism`: by how much `apparent` is expected to flatter; the interval holds what chance in
         the images adds to it for a given trial of the corrected accuracy.
-      `corrected`: `apparent` less `optimism`, bounds included.
+      `corrected`: `apparent` less `optimism`, a number.
+      `corrected_interval`: [low, high], where the winner's true accuracy lies.
       `not_distinguishable`: trials besides the winner whose paired difference from it has a 95 %
         interval that reaches 0.
       Values are None where all images are of one group.
@@ -162,9 +157,14 @@ def optimism(correct: np.ndarray, groups: np.ndarray, resamples: int, seed: int)
     }
     low, high = bootstrap.interval(own[:, None] - drawn)
     with_winner = int(np.sum((low <= 0) & (high >= 0)))
+    corrected, interval = None, [None, None]
+    if known.any():
+        corrected, by = apparent - float(flatters), found["optimism"]
+        interval = [min(max(apparent - by[bound], 0.0), 1.0) for bound in ("high", "low")]
     return {
         **found,
-        "corrected": _less(found["apparent"]["value"], found["optimism"], n),
+        "corrected": corrected,
+        "corrected_interval": interval,
         "not_distinguishable": with_winner - 1,
     }
 
@@ -203,11 +203,3 @@ def _widening(apparent: float, corrected: float) -> float:
     if not (0 < apparent < 1 and 0 < corrected < 1):
         return 1.0
     return math.sqrt(corrected * (1 - corrected) / (apparent * (1 - apparent)))
-
-
-def _less(value: float, by: Mapping[str, Any], n: int) -> dict[str, Any]:
-    """An accuracy less an entry, within 0 and 1."""
-    if by["value"] is None:
-        return {"value": None, "low": None, "high": None, "n": n}
-    low, high = (min(max(value - by[bound], 0.0), 1.0) for bound in ("high", "low"))
-    return {"value": value - by["value"], "low": low, "high": high, "n": n}

@@ -18,6 +18,7 @@ from cxrjax.sweep import labels, selection
 from cxrjax.sweep.trials import FINISHED, Records
 
 _BEST = 5  # trials in the live table
+_PAUSE = 0.2  # seconds between two drawings of it, unless a trial ended
 
 
 class Table:
@@ -47,9 +48,9 @@ class Table:
             bars = range(min(count, max(1, _size().lines - 2)))
             # The first free places; bars that come later find theirs below.
             self._lines = [tqdm(bar_format="{desc}", leave=False, file=sys.stderr) for _ in bars]
-        self.update(None)
+        self._draw(None)
 
-    def show(self, record: Mapping[str, Any], eta: float | None = None) -> None:
+    def add(self, record: Mapping[str, Any], eta: float | None = None) -> None:
         """Takes in a trial that has just ended.
 
         Args:
@@ -59,15 +60,24 @@ class Table:
         self._take(record)
         self._over += 1
         if self._lines:
-            self.update(eta)
+            self._draw(eta)
         else:
             left = f"; {duration(eta)} left" if eta is not None else ""
             log.say(f"trial {len(self._statuses)} of {self._total}: {_told(record)}{left}")
 
-    def update(self, eta: float | None) -> None:
-        """Redraws counts, rate and time left; does nothing in a pipe."""
+    def tick(self, eta: float | None) -> None:
+        """Renews rate and time left, at most a few times a second; nothing in a pipe.
+
+        Args:
+          eta: see `add`.
+        """
+        if self._lines and time.monotonic() - self._drawn > _PAUSE:
+            self._draw(eta)
+
+    def _draw(self, eta: float | None) -> None:
         if not self._lines:
             return
+        self._drawn = time.monotonic()
         width = _size().columns - 1  # a line that wraps could not be redrawn
         texts = [self._status(eta), *_best_rows(self._best)]
         for k, line in enumerate(self._lines):
@@ -103,8 +113,8 @@ class Table:
         return ", ".join(parts)
 
 
-def rows(records: Records, most: int | None = None) -> str:
-    """The points of a grid as a table, best first, those of which no seed finished last.
+def rows(records: Records, most: int | None = None) -> list[str]:
+    """The points of a grid as lines of a table, best first, those of which no seed finished last.
 
     Accuracy (with its 95 % interval), loss and best epoch as in `selection.ranking`, on the
     validation split.
@@ -118,16 +128,16 @@ def rows(records: Records, most: int | None = None) -> str:
     head = ["", *shown.values(), "accuracy", "loss", "best epoch", "seconds"]
     cells = []
     for place, point in enumerate(ranked, 1):
-        count = [f"{len(point.keys)} of {len(point.keys) + point.lost}"] if seeds else []
+        count = [f"{len(point['keys'])} of {len(point['keys']) + point['lost']}"] if seeds else []
         cells.append(
             [
                 str(place),
-                *_values(point.values, shown),
+                *_values(point["values"], shown),
                 *count,
-                _interval(point.accuracy),
-                f"{point.loss:.3f}",
-                str(point.best_epoch),
-                f"{point.seconds:.1f}",
+                _interval(point["accuracy"]),
+                f"{point['loss']:.3f}",
+                str(point["best_epoch"]),
+                f"{point['seconds']:.1f}",
             ]
         )
     for values, statuses, seconds in _without(records, ranked):
@@ -140,7 +150,7 @@ def rows(records: Records, most: int | None = None) -> str:
     lines = _aligned([head, *kept])
     if len(kept) < len(cells):
         lines.append(f"and {len(cells) - len(kept)} more")
-    return "\n".join(lines)
+    return lines
 
 
 def duration(seconds: float) -> str:
@@ -157,10 +167,10 @@ def duration(seconds: float) -> str:
 
 
 def _without(
-    records: Records, ranked: Sequence[selection.Ranked]
+    records: Records, ranked: Sequence[Mapping[str, Any]]
 ) -> list[tuple[dict[str, Any], Counter[str], float]]:
     """Points without a finished trial: values, statuses and seconds."""
-    known = {json.dumps(point.values, sort_keys=True) for point in ranked}
+    known = {json.dumps(point["values"], sort_keys=True) for point in ranked}
     found: dict[str, tuple[dict[str, Any], Counter[str], float]] = {}
     for record in records:
         name = json.dumps(record["values"], sort_keys=True)

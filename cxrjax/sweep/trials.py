@@ -68,6 +68,10 @@ class Trials:
         """Keys of the trials that ran to their end."""
         return {key for key, record in self.records().items() if record["status"] == FINISHED}
 
+    def over(self) -> set[str]:
+        """Keys of the trials that ended, however they did."""
+        return set(self.records())
+
     def append(self, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bool:
         """Adds a trial for good: on return its line and its arrays are on the disk.
 
