@@ -25,10 +25,10 @@ LAYERS = [
     {"plotting", "metrics", "calibration", "conformal"},
     {"optim", "run_folder", "data", "models", "selective", "comparison", "decision"},
     {"step", "predictions", "lungs"},
-    {"figures", "evaluation_figures", "uncertainty", "decision_report"},
+    {"figures", "evaluation_figures", "uncertainty", "decision_report", "trained"},
     {"evaluation", "build", "prefix"},
-    {"trained"},
     {"audit", "explain"},
+    {"outcome"},
     {"loop"},
     {"bench"},
     {

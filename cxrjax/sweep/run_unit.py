@@ -101,7 +101,9 @@ class Running:
             self._in_lanes = [self._in_lanes[i] for i in left]
 
 
-def run(unit: Unit, data: Dataset, digest: str, should_stop: Stop, tick: Tick) -> Iterator[Finished]:
+def run(
+    unit: Unit, data: Dataset, digest: str, should_stop: Stop, tick: Tick
+) -> Iterator[Finished]:
     """Trains the trials of a unit; yields each one's record and arrays when it stops.
 
     A unit too large for the device is run in halves; a trial that is too large alone is recorded as
