@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cxrjax import optim, runtime, step
+from cxrjax import optim, runtime, step, trained
 from cxrjax.config import Config
-from cxrjax.data.dataset import Dataset
+from cxrjax.data.dataset import Dataset, training_positions
 from cxrjax.data.resident import ResidentInput, fits, take
 from cxrjax.data.tfdata import TfDataInput
 from cxrjax.errors import UserError
@@ -25,11 +25,15 @@ class Variables(NamedTuple):
     frozen: optim.Params
     batch_stats: dict[str, Any]
     source: dict[str, Any] | None  # path, sha256 of the pretrained file
+    start: dict[str, Any] | None = None  # the run they are taken from, see `Trained.provenance`
 
 
-def check(config: Config) -> Path | None:
+def check(config: Config, workdir: Path | None = None) -> Path | None:
     """Checks what can be told of a network without data; returns its weight file, or None.
 
+    Args:
+      workdir: the run's own folder; once it holds a checkpoint, `train.start_from` is needed no
+        more.
     Raises:
       UserError: for an unknown network, images too small for it, or weights that are not found.
     """
@@ -39,14 +43,24 @@ def check(config: Config) -> Path | None:
             f"config field data.image_size is {config.data.image_size}; {spec.name} needs at least "
             f"{spec.smallest} pixels."
         )
+    if config.train.start_from:
+        trained.check_start(config, workdir)
+        return None
     cache = runtime.cache_root(config.data.cache) / "weights"
     return weights.find(spec, config.model.weights, cache)
 
 
-def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]:
-    """The network with its weights, and the recipe its steps are compiled for."""
-    tensors, source = {}, None
-    if (path := check(config)) is not None:
+def network(
+    config: Config, data: Dataset, workdir: Path | None = None
+) -> tuple[Any, step.Recipe, Variables]:
+    """The network with its weights, and the recipe its steps are compiled for.
+
+    Args:
+      workdir: see `check`.
+    """
+    start = trained.start(config, data, workdir)
+    tensors, source = {}, start.contract.get("pretrained") if start else None
+    if (path := check(config, workdir)) is not None:
         tensors, source = weights.load_tensors(path)
     contract = (source or {}).get("contract")
     spec = registry.spec(config.model.name).with_contract(contract)
@@ -58,7 +72,9 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
         dtype=jnp.dtype(config.train.precision),
     )
     graphdef, params, batch_stats = classifier.split(model)
-    if source is not None:
+    if start is not None:
+        params, batch_stats = start.params, start.batch_stats
+    elif source is not None:
         try:
             params, batch_stats = weights.assign(params, batch_stats, tensors)
         except UserError as error:
@@ -67,12 +83,16 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
             raise UserError(f"weight file {path}{of}: {error}") from error
     layers = classifier.trainable_layer_names(model, config.model.trainable_layers)
     trainable, frozen = optim.partition(params, layers)
-    by_dataset = config.input.normalize == "dataset"
+    mean, std = spec.mean, spec.std
+    if start is not None:
+        mean, std = start.recipe.mean, start.recipe.std
+    elif config.input.normalize == "dataset":
+        mean, std = (data.mean,) * spec.channels, (data.std,) * spec.channels
     recipe = step.Recipe(
         graphdef=graphdef,
         n_classes=len(data.classes),
-        mean=(data.mean,) * spec.channels if by_dataset else spec.mean,
-        std=(data.std,) * spec.channels if by_dataset else spec.std,
+        mean=mean,
+        std=std,
         train_layers=layers,
         shift=config.augment.shift,
         rotation=config.augment.rotation,
@@ -80,13 +100,14 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
         stage=classifier.last_frozen_stage(model, layers),
         remat=config.train.remat,
     )
-    return model, recipe, Variables(trainable, frozen, batch_stats, source)
+    found = Variables(trainable, frozen, batch_stats, source, start and start.provenance)
+    return model, recipe, found
 
 
 def settings(config: Config, data: Dataset) -> step.Settings:
     """The numbers of a run that its compiled steps take as arguments."""
     train, n_classes = config.train, len(data.classes)
-    labels = data.store.labels[data.splits["train"]]
+    labels = data.store.labels[training_positions(data, config)]
     weights = optim.class_weights(train.class_weights, labels, n_classes)
     return step.Settings(
         learning_rate=jnp.float32(train.learning_rate),

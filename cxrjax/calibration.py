@@ -10,6 +10,8 @@ import numpy as np
 
 from cxrjax import bootstrap
 
+# Of a calibration.json whose images the network was trained on.
+SEEN = "was fitted on images that the network was trained on: its probabilities are too sure"
 _COLDEST, _HOTTEST = 0.05, 20.0  # temperatures looked at; separable data would ask for 0
 _HALVINGS = 50  # of that range, on a logarithmic scale: to the last digit of float32
 

@@ -71,6 +71,8 @@ def default() -> Config:
     config.train.precision = "float32"  # float32 | bfloat16 (activations; parameters stay float32)
     config.train.accumulate = 1  # batches whose mean gradient makes one step of the optimizer
     config.train.remat = False  # True: less memory, more arithmetic, see step.keep_products
+    config.train.on_validation = False  # True: validation images too; the last epoch is kept
+    config.train.start_from = ""  # finished run whose weights are the start, not model.weights
 
     config.cache = ConfigDict()  # maps of frozen layers, computed once for each image
     config.cache.prefix = True  # where layers are frozen and nothing is augmented, or views is set
@@ -78,6 +80,7 @@ def default() -> Config:
     config.cache.dtype = "float32"  # float32 | bfloat16 (half the room)
 
     config.eval = ConfigDict()
+    config.eval.test = True  # False: the test split is left alone, there are no figures of it
     config.eval.batch_size = 64
     config.eval.resamples = 10_000  # bootstrap resamples behind each 95 % interval
     config.eval.conformal_level = 0.9  # share of the prediction sets that hold the true class
@@ -368,6 +371,11 @@ def _validate_effect(config: Config) -> None:
     if config.train.momentum and config.train.optimizer != "sgd":
         raise UserError(
             f"config field train.momentum is for sgd, not {config.train.optimizer}; leave it at 0."
+        )
+    if config.train.on_validation and config.train.patience:
+        raise UserError(
+            "config field train.on_validation has the validation images trained on, so their loss "
+            f"cannot tell when to stop; set train.patience to 0, not {config.train.patience}."
         )
     augmented = config.augment.shift or config.augment.rotation or config.augment.zoom
     if config.cache.views and not augmented:

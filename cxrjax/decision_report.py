@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax import bootstrap, calibration, decision
+from cxrjax import bootstrap, calibration, decision, log
 from cxrjax.decision import Diagnostic, Setting
 from cxrjax.errors import UserError
 from cxrjax.predictions import Run, Split
@@ -136,8 +136,11 @@ def _curve(run: Run, test: Split, disease: int, assumed: argparse.Namespace) -> 
 def _calibration(run: Run) -> dict[str, Any]:
     path = run.folder / "calibration.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); it belongs to the run's results: train it again."
         ) from error
+    if found.get("fitted_on_training_images"):
+        log.say(f"{path} {calibration.SEEN}")
+    return found

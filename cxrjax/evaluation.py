@@ -12,7 +12,7 @@ import numpy as np
 from cxrjax import evaluation_figures, figures, log, metrics, predictions, uncertainty
 from cxrjax.config import Config
 from cxrjax.data.batches import Batch, Plan, evaluation_plan
-from cxrjax.data.dataset import Dataset
+from cxrjax.data.dataset import Dataset, training_positions
 from cxrjax.data.resident import ResidentInput
 from cxrjax.errors import writing
 
@@ -88,7 +88,8 @@ def report(
     """Writes predictions, calibration.json and the figures; returns the splits of result.json.
 
     Args:
-      predicted: by split name ("validation", "test"), in the order of dataset.splits.
+      predicted: by split name ("validation", and "test" where it is read), in the order of
+        dataset.splits.
       config: the whole configuration; `eval` says how many resamples stand behind each interval
         (whole duplicate groups are drawn) and what is asked of the cuts.
     """
@@ -103,8 +104,12 @@ def report(
     aims = uncertainty.Aims(
         config.eval.conformal_level, config.eval.coverage, config.eval.sensitivity
     )
-    prior = _prior(dataset, config)
-    calibration = uncertainty.assess(splits, dataset.classes, prior, aims, resamples, seed)
+    prior, seen = _prior(dataset, config), config.train.on_validation
+    if seen:
+        result["validation"]["trained_on"] = True
+    calibration = uncertainty.assess(
+        splits, dataset.classes, prior, aims, resamples, seed, seen=seen
+    )
     with writing(folder, _REMEDY):
         predictions.write(folder, splits, dataset.classes)
         log.write_json(folder / "calibration.json", calibration)
@@ -114,10 +119,11 @@ def report(
             figures.confusion_matrix(
                 np.asarray(result[split]["confusion_matrix"]),
                 dataset.classes,
-                f"{split} split",
+                f"{split} split" + (", trained on" if "trained_on" in result[split] else ""),
                 figures_folder / f"confusion_matrix_{split}.png",
             )
-        test = splits["test"]
+        if (test := splits.get("test")) is None:
+            return result
         figures.test_images(
             dataset.store.images,
             test.index,
@@ -145,5 +151,5 @@ def _split(dataset: Dataset, name: str, probabilities: np.ndarray) -> prediction
 def _prior(dataset: Dataset, config: Config) -> np.ndarray:
     """Class frequencies as the training loss weighs them: even ones under balanced weights."""
     k = len(dataset.classes)
-    counts = np.bincount(dataset.store.labels[dataset.splits["train"]], minlength=k)
+    counts = np.bincount(dataset.store.labels[training_positions(dataset, config)], minlength=k)
     return np.full(k, 1 / k) if config.train.class_weights == "balanced" else counts / counts.sum()

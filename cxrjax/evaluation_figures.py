@@ -29,8 +29,9 @@ def calibration(found: Mapping[str, Any], path: Path) -> None:
     _conformal(sets, found)
     _operating_points(cuts, found)
     n = found["before"]["ece"]["n"]
+    seen = " (trained on)" if found.get("fitted_on_training_images") else ""
     figure.suptitle(
-        f"Fitted on validation, shown on the test split, n = {n:,}; bars: 95 % intervals",
+        f"Fitted on validation{seen}, shown on the test split, n = {n:,}; bars: 95 % intervals",
         fontsize=9,
     )
     save(figure, path)

@@ -23,17 +23,20 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) ->
 
     Args:
       history: the lines of metrics.jsonl: epoch, split ("train" or "validation"), loss in nats,
-        accuracy, recall by class; None or NaN leaves a gap.
+        accuracy, recall by class; None or NaN leaves a gap; `trained_on` where validation images
+        were.
       best_epoch: the one whose weights were kept.
       path: of the PNG, replaced in one step.
     """
     figure = new_figure(3.1)
     loss, accuracy, recall = figure.subplots(1, 3)
+    seen = any(line.get("trained_on") for line in history)
     for k, split in enumerate(("train", "validation")):
         lines = [line for line in history if line["split"] == split]
         epochs = [line["epoch"] for line in lines]
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-            _line(axes, epochs, [line[name] for line in lines], k, split)
+            told = ", trained on" if seen and split == "validation" else ""
+            _line(axes, epochs, [line[name] for line in lines], k, split + told)
     validation = [line for line in history if line["split"] == "validation"]
     epochs = [line["epoch"] for line in validation]
     for k, name in enumerate(validation[0]["recall"] if validation else ()):
@@ -58,7 +61,8 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) ->
     loss.set_ylim(0, loss.get_ylim()[1] * 1.02)  # room for a marker at the top
     for axes in (accuracy, recall):
         axes.set_ylim(-0.02, 1.02)
-    figure.suptitle(f"Dashed: epoch {best_epoch}, the lowest validation loss", fontsize=9)
+    why = "the last: validation images were trained on" if seen else "the lowest validation loss"
+    figure.suptitle(f"Dashed: epoch {best_epoch}, {why}", fontsize=9)
     save(figure, path)
 
 

@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from cxrjax import ahead, build, evaluation, log, optim, prefix, runtime, step, verdict
-from cxrjax.audit import shortcuts
+from cxrjax import ahead, build, evaluation, log, optim, outcome, prefix, runtime, step
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset
@@ -29,8 +28,8 @@ class Training:
 
     def __init__(self, config: Config, data: dataset.Dataset, folder: RunFolder):
         self.config, self.data, self.folder = config, data, folder
-        self.train_positions = data.splits["train"]
-        _, self.recipe, variables = build.network(config, data)
+        self.train_positions = dataset.training_positions(data, config)
+        _, self.recipe, variables = build.network(config, data, folder.path)
         tx, self._train_step = build.train_program(config, self.recipe)
         self._eval_step = jax.jit(functools.partial(step.eval_step, self.recipe))
         settings = build.settings(config, data)
@@ -68,6 +67,7 @@ class Training:
             "mean": list(self.recipe.mean),
             "std": list(self.recipe.std),
             "pretrained": variables.source,
+            "start_from": variables.start,
         }
 
     # ------------------------------------------------------------------ resume
@@ -262,6 +262,7 @@ class Training:
             "epoch": epoch + 1,
             "split": "validation",
             **summary,
+            **({"trained_on": True} if self.config.train.on_validation else {}),
             "lr": self.config.train.learning_rate,
             "seconds": round(seconds, 3),
             "images_per_second": round(len(labels) / seconds, 2),
@@ -274,8 +275,15 @@ class Training:
             run, self.input.batches, self.data.splits[split], self.config.eval.batch_size, split
         )
 
+    def predict_images(self, images: np.ndarray, what: str) -> np.ndarray:
+        """Probabilities float32 [N, K] of uint8 [N, S, S] with the best weights."""
+        params, batch_stats = self.best
+        run = functools.partial(self._eval_step, params, self.state.frozen, batch_stats)
+        return evaluation.predict_images(run, images, self.config.eval.batch_size, what)
+
     def _keep_best(self, loss: float, epoch: int) -> None:
-        if loss < self.note["best_loss"]:
+        # A loss on images trained on chooses nothing: the last epoch counts.
+        if self.config.train.on_validation or loss < self.note["best_loss"]:
             self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
             self.note |= {"best_loss": loss, "best_epoch": epoch, "epochs_since_best": 0}
         else:
@@ -303,13 +311,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> tuple[dict[str, Any], b
     try:
         if (result := folder.result()) is not None:
             return result, True
-        build.check(config)  # a misspelt network is told before the data are decoded
+        build.check(config, workdir)  # a misspelt network is told before the data are decoded
         training = Training(config, dataset.prepare(config), folder)
         with contextlib.closing(training.checkpoints):
             training.resume()
             training.fit()
             training.checkpoints.wait()
-            return _finish(training), False
+            return outcome.write(training), False
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -322,73 +330,13 @@ def train_and_evaluate(config: Config, workdir: Path) -> tuple[dict[str, Any], b
         folder.close()
 
 
-def _finish(training: Training) -> dict[str, Any]:
-    """The only place that reads the test split: once, with the best weights."""
-    data, note, config = training.data, training.note, training.config
-    predictions = {"validation": training.predict("validation", *training.best)}
-    looks = dataset.record_test_look(data, str(training.folder.path))
-    predictions["test"] = training.predict("test", *training.best)
-    splits = evaluation.report(
-        training.folder.path,
-        training.folder.figures,
-        data,
-        note["history"],
-        note["best_epoch"],
-        predictions,
-        config,
-    )
-    audit = data.audit
-    if config.eval.shortcuts:
-        audit = audit | {"shortcuts": _shortcuts(training, predictions["test"][0])}
-    result = {
-        "task": config.data.name,
-        "model": config.model.name,
-        "classes": list(data.classes),
-        "n": {split: len(positions) for split, positions in data.splits.items()},
-        "epochs": len(note["history"]) // 2,
-        "best_epoch": note["best_epoch"],
-        **splits,
-        "audit": audit,
-        "test_looks": looks,
-        "split_digest": data.digest,
-        "data_fingerprint": data.fingerprint,
-        "input": note["input"] | {"path": training.input.name},
-        "parameters": {
-            "trainable": optim.count(training.state.params),
-            "frozen": optim.count(training.state.frozen),
-        },
-        "seconds": round(sum(line["seconds"] for line in note["history"]), 1),
-        **runtime.describe(),
-    }
-    result["verdict"] = verdict.line(result)
-    training.folder.write_result(result)
-    return result
-
-
-def _shortcuts(training: Training, intact: np.ndarray) -> dict[str, Any]:
-    """What the best weights know of the test images without lungs: part of the one look at them."""
-    config, data = training.config, training.data
-    params, batch_stats = training.best
-    run = functools.partial(training._eval_step, params, training.state.frozen, batch_stats)
-
-    return shortcuts.of_split(
-        lambda images: evaluation.predict_images(
-            run, images, config.eval.batch_size, "test without lungs"
-        ),
-        data,
-        data.splits["test"],
-        views=("without_lungs",),
-        intact=intact,
-        resamples=config.eval.resamples,
-    )
-
-
 def _epoch_line(train: dict[str, Any], validation: dict[str, Any], epochs: int) -> str:
     rate = train["images_per_second"]
+    seen = " (trained on)" if validation.get("trained_on") else ""
     return (
         f"epoch {train['epoch']}/{epochs}: "
         f"train loss {train['loss']:.4f} accuracy {train['accuracy']:.4f}, "
-        f"validation loss {validation['loss']:.4f} accuracy {validation['accuracy']:.4f}, "
+        f"validation{seen} loss {validation['loss']:.4f} accuracy {validation['accuracy']:.4f}, "
         f"{train['seconds'] + validation['seconds']:.0f} s"
         + (f", {rate:.1f} images/s" if rate else "")
     )

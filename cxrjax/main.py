@@ -48,6 +48,8 @@ def _run(argv: Sequence[str]) -> int:
     place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
     if config.data.name != "phantom" and place:
         config.data.dir = str(Path(place).expanduser().absolute())  # resuming needs no variable
+    if config.train.start_from:
+        config.train.start_from = str(Path(config.train.start_from).expanduser().absolute())
 
     from cxrjax import log, runtime
 
@@ -63,22 +65,31 @@ def _run(argv: Sequence[str]) -> int:
 
 def summary(result: dict, workdir: Path) -> str:
     """The lines printed at the end: figures with intervals, and the reasons to doubt them."""
-    lines = [f"{result['model']}, best epoch {result['best_epoch']} of {result['epochs']}"]
+    epochs = f"best epoch {result['best_epoch']} of {result['epochs']}"
+    if "validation" in result.get("trained_on", ()):
+        epochs = f"{result['epochs']} epochs on training and validation images, the last one kept"
+    lines = [f"{result['model']}, {epochs}"]
     for split in ("validation", "test"):
-        part = result[split]
+        if (part := result.get(split)) is None:
+            continue
         lines.append(
             f"{split:10} n={part['accuracy']['n']}: accuracy {_interval(part['accuracy'])}, "
             f"macro F1 {_interval(part['macro_f1'])}, AUROC {_interval(part['auroc'])} (95 %)"
+            + (" on images trained on" if part.get("trained_on") else "")
         )
-    lines += _per_class(result["test"])
+    tested = "test" in result
+    lines += _per_class(result["test" if tested else "validation"])
     lines += [f"audit      {finding}" for finding in result["audit"]["summary"]]
     lines.append(f"verdict    {verdict.line(result)}")
-    lines.append(f"test split read {result['test_looks']} time(s) so far; results in {workdir}")
+    own = "" if tested else ", not by this run"
+    lines.append(
+        f"test split read {result['test_looks']} time(s) so far{own}; results in {workdir}"
+    )
     return "\n".join(lines)
 
 
 def _per_class(part: dict) -> list[str]:
-    """Table of the test split: precision, recall with interval, F1, support, confusion matrix."""
+    """Table of a split: precision, recall with interval, F1, support, confusion matrix."""
     classes = part["classes"]
     width = max(map(len, classes))
     lines = [f"{'':{width}} precision  recall                F1     support  predicted as"]

@@ -87,6 +87,8 @@ def calibration(folder: Path) -> tuple[float, float]:
     Raises:
       UserError: when the file is there and does not hold such numbers.
     """
+    from cxrjax import log
+    from cxrjax.calibration import SEEN
     from cxrjax.errors import UserError
 
     path = folder / "calibration.json"
@@ -98,6 +100,8 @@ def calibration(folder: Path) -> tuple[float, float]:
         threshold = float((found.get("abstention") or {}).get("threshold") or 0.0)
         if not (temperature > 0 and 0 <= threshold <= 1):
             raise ValueError("temperature or threshold out of range")
+        if found.get("fitted_on_training_images"):
+            log.say(f"{path} {SEEN}")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be used ({error}); delete it or calibrate anew.") from error
     return temperature, threshold

@@ -61,6 +61,14 @@ def looks(run: Run) -> Looks:
     return Looks(max(told, now.here), now.elsewhere)
 
 
+def untested(folder: Path) -> UserError:
+    """What to raise where test figures are asked of a run that left the test split alone."""
+    return UserError(
+        f"the run in {folder} was not tested (config field eval.test is False); once all else is "
+        f"decided, test it by python -m cxrjax.main --workdir {folder} --config.eval.test=True."
+    )
+
+
 def write(folder: Path, splits: dict[str, Split], classes: tuple[str, ...]) -> None:
     """Writes predictions.csv and groups.json, each in one step."""
     path = folder / "predictions.csv"
@@ -80,7 +88,8 @@ def read(folder: Path) -> Run:
     """The results and predictions of a finished run.
 
     Raises:
-      UserError: when there is no finished run, or its files are damaged or do not fit together.
+      UserError: when there is no finished run, it was not tested, or its files are damaged or do
+        not fit together.
     """
     path = folder / "result.json"
     if not folder.is_dir():
@@ -90,6 +99,8 @@ def read(folder: Path) -> Run:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         classes = tuple(result["classes"])
+        if "test" not in result:
+            raise untested(folder)
         with open(
             folder / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:

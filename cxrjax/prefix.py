@@ -227,7 +227,10 @@ def _key(
     described = [FORMAT, data.store.key, rows, recipe.stage, recipe.mean, recipe.std, dtype]
     described += [views, config.model.name, config.train.precision, contract]
     digest.update(json.dumps(described).encode())
-    frozen = (variables.frozen["backbone"], variables.batch_stats.get("backbone", {}))
+    statistics = variables.batch_stats.get("backbone", {})
+    # Those of trained layers move, and no stored map depends on them.
+    still = {name: of for name, of in statistics.items() if name not in recipe.train_layers}
+    frozen = (variables.frozen["backbone"], still)
     for tree in frozen:
         for layer in sorted(tree):
             for name, array in sorted(tree[layer].items()):

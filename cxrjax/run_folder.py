@@ -27,7 +27,7 @@ class RunFolder:
           UserError: when it belongs to another configuration, holds foreign files, is in use by
             another process or cannot be written.
         """
-        self.path = path
+        self.path, self._tested = path, config.eval.test
         self._refuse_foreign(config)
         with writing(path, _REMEDY):
             path.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,12 @@ class RunFolder:
         return self.path / "figures"
 
     def result(self) -> dict[str, Any] | None:
-        """The result of the finished run, or None."""
+        """The result of the finished run, or None: also where it is to be tested now."""
         if not self.result_file.exists():
             return None
         try:
-            return json.loads(self.result_file.read_text(encoding="utf-8"))
+            result = json.loads(self.result_file.read_text(encoding="utf-8"))
+            return None if self._tested and "test" not in result else result
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self.result_file} cannot be read ({error}); delete it and run the same command "
@@ -95,6 +96,8 @@ class RunFolder:
             return  # nothing is lost by another configuration
         old = config_lib.fields(config_lib.load(str(self.config_file)))
         new = config_lib.fields(config)
+        if config.eval.test:
+            old["eval.test"] = True  # what was not tested may be, later
         changed = [f"{f} was {old[f]!r}, now {new[f]!r}" for f in new if old[f] != new[f]]
         changed = [text for text in changed if text.split(" ", 1)[0] not in PLACES]
         if changed:

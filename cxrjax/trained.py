@@ -1,4 +1,4 @@
-"""A finished run opened for inference: its best weights and the input they were trained on."""
+"""A finished run opened, for inference or as the start of another: best weights, input contract."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ from cxrjax.errors import UserError
 from cxrjax.models import classifier, registry
 from cxrjax.models.registry import ModelSpec
 
+# What a run and the one it starts from must have in common, besides data and classes.
+_SAME = (
+    "model.name",
+    "model.filters",
+    "model.head.batch_norm",
+    "model.head.dense",
+    "model.head.one_logit",
+    "data.image_size",
+    "input.normalize",
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -39,6 +50,7 @@ class Trained:
     contract: dict[str, Any]  # see `loop.Training.contract`
     digest: str  # of the split it was trained on
     fingerprint: str  # of the images it was trained on
+    best_epoch: int
     recipe: step.Recipe
     params: dict[str, Any]  # trainable and frozen, for `classifier.merge`
     batch_stats: dict[str, Any]
@@ -47,6 +59,16 @@ class Trained:
     def image_size(self) -> int:
         """Side of the square images it takes, pixels."""
         return int(self.contract["image_size"])
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What a run that starts from this one says of it in its result.json."""
+        return {
+            "run": str(self.folder),
+            "best_epoch": self.best_epoch,
+            "trained_on": list(dataset.training_splits(self.config)),
+            "start_from": self.contract.get("start_from"),
+        }
 
     @functools.cached_property
     def _eval_step(self) -> Any:
@@ -102,6 +124,76 @@ def load(workdir: Path | str) -> Trained:
       UserError: when there is no run, it is not finished, or its files are damaged.
     """
     folder = Path(workdir)
+    return _opened(folder, _finished(folder))
+
+
+def check_start(config: Config, workdir: Path | None = None) -> None:
+    """Checks what can be told of `train.start_from` without data.
+
+    Args:
+      workdir: of the run that starts; nothing is asked once it holds a checkpoint.
+    Raises:
+      UserError: when that run is missing, not finished or of another network or input, or when it
+        was trained on the validation images that this one would choose its epoch by.
+    """
+    if workdir is not None and _steps(workdir):
+        return
+    folder = Path(config.train.start_from)
+    try:
+        theirs = _finished(folder)
+    except UserError as error:
+        raise UserError(f"config field train.start_from: {error}") from error
+    old, new = config_lib.fields(theirs), config_lib.fields(config)
+    for field in _SAME:
+        if field == "model.filters" and config.model.name != "baseline":
+            continue
+        if old[field] != new[field]:
+            raise UserError(
+                f"config field {field} is {new[field]!r}, but the run in {folder} that "
+                f"train.start_from names has {old[field]!r}; give both the same."
+            )
+    if theirs.train.on_validation and not config.train.on_validation:
+        raise UserError(
+            f"the run in {folder} that train.start_from names was trained on the validation images "
+            "too, so they cannot choose an epoch any more; set train.on_validation=True and "
+            "train.patience=0."
+        )
+
+
+def start(config: Config, data: dataset.Dataset, workdir: Path | None = None) -> Trained | None:
+    """The run that `train.start_from` names; None where it names none.
+
+    Args:
+      data: of the run that starts. Both must have the same split: the other one may have been
+        trained on what are test images here.
+      workdir: of the run that starts. Once it holds a checkpoint, that is opened in the other's
+        place: it has the frozen weights, and replaces all others.
+    Raises:
+      UserError: see `check_start`; or when the data or their split are others.
+    """
+    if not config.train.start_from:
+        return None
+    if workdir is not None and _steps(workdir):
+        return _opened(workdir, config)
+    check_start(config)
+    run = load(config.train.start_from)
+    if run.classes != data.classes:
+        raise UserError(
+            f"the run in {run.folder} that train.start_from names tells other classes apart "
+            f"({', '.join(run.classes)}) than this one ({', '.join(data.classes)}); give both the "
+            "same data.classes."
+        )
+    if (run.digest, run.fingerprint) != (data.digest, data.fingerprint):
+        raise UserError(
+            f"the run in {run.folder} that train.start_from names was trained on other data or "
+            "another split, so it may know test images of this one; give both the same data "
+            "fields."
+        )
+    return run
+
+
+def _finished(folder: Path) -> Config:
+    """The configuration of the finished run in `folder`."""
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds no run (config.json is missing); name the --workdir of a finished "
@@ -112,7 +204,10 @@ def load(workdir: Path | str) -> Trained:
             f"the run in {folder} is not finished; finish it by python -m cxrjax.main "
             f"--workdir {folder}."
         )
-    config = config_lib.load(str(folder / "config.json"))
+    return config_lib.load(str(folder / "config.json"))
+
+
+def _opened(folder: Path, config: Config) -> Trained:
     note, saved = _newest(folder)
     contract = note["input"]
     pretrained = contract.get("pretrained") or {}
@@ -137,15 +232,21 @@ def load(workdir: Path | str) -> Trained:
         contract=contract,
         digest=note["digest"],
         fingerprint=note["fingerprint"],
+        best_epoch=note["best_epoch"],
         recipe=_recipe(config, contract, graphdef, len(classes)),
         params=_fitted(params, optim.combine(trainable, frozen), folder),
         batch_stats=_fitted(batch_stats, best_stats, folder),
     )
 
 
+def _steps(folder: Path) -> list[Path]:
+    """The complete checkpoints of a run: those half written have longer names."""
+    return [path for path in folder.glob("checkpoints/*") if path.name.isdigit()]
+
+
 def _newest(folder: Path) -> tuple[dict[str, Any], Any]:
     """Note and arrays of the newest checkpoint: (state, (best params, best batch statistics))."""
-    if not any(folder.glob("checkpoints/[0-9]*")):
+    if not _steps(folder):
         raise UserError(
             f"{folder} has a result but no checkpoint; restore its checkpoints folder or train it "
             "anew."

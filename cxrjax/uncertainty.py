@@ -4,6 +4,8 @@ Temperature, conformal sets, abstention and cuts for a required sensitivity are 
 validation split and reported on the test split. Cuts apply to probabilities after the temperature,
 `calibration.scaled(p, T)`. The best epoch was chosen on the same validation split, so what is
 promised of new images holds a little less than exactly; the figures of the test split say how much.
+Where the network was trained on the validation images too, nothing is promised: only the test split
+tells, and `fitted_on_training_images` says so.
 """
 
 from __future__ import annotations
@@ -36,55 +38,77 @@ def assess(
     aims: Aims,
     resamples: int,
     seed: int,
+    *,
+    seen: bool = False,
 ) -> dict[str, Any]:
     """The content of calibration.json.
 
     Args:
-      splits: `validation` and `test`.
+      splits: `validation`, and `test` where it is read: without it there is only what is fitted.
       classes: the K names.
       prior: float [K], class frequencies in training, class weights included.
       resamples, seed: of the bootstrap.
+      seen: whether the validation images were trained on.
     """
-    validation, test = splits["validation"], splits["test"]
+    validation = splits["validation"]
     temperature = calibration.temperature_entry(
         validation.probabilities, validation.labels, validation.groups, resamples, seed
     )
-    fitted, held = (
-        calibration.scaled(of.probabilities, temperature["value"]) for of in (validation, test)
-    )
-    draw = test.groups, resamples, seed
+    fitted = calibration.scaled(validation.probabilities, temperature["value"])
     least = conformal.fit(fitted, validation.labels, aims.conformal_level)
     cut = selective.abstention_threshold(fitted.max(axis=1), aims.coverage)
-    points = selective.operating_points(
-        (fitted, validation.labels, validation.groups),
-        (held, test.labels, test.groups),
-        aims.sensitivity,
-        resamples,
-        seed,
-    )
-    return {
+    points = conformal.fit(fitted, validation.labels, aims.sensitivity)
+    found: dict[str, Any] = {
         "fitted_on": "validation",
-        "reported_on": "test",
+        "fitted_on_training_images": seen,
+        "reported_on": "test" if "test" in splits else None,
         "applies_to": "softmax(log(p) / temperature)",
         "classes": list(classes),
         "training_prior": dict(zip(classes, map(float, prior), strict=True)),
         "temperature": temperature,
-        "before": _quality(test.labels, test.probabilities, *draw),
-        "after": _quality(test.labels, held, *draw),
         "conformal": {
             "level": aims.conformal_level,
             "thresholds": dict(zip(classes, map(float, least), strict=True)),
-            "test": conformal.coverage_table(
-                conformal.sets(held, least), test.labels, test.groups, classes, resamples, seed
-            ),
         },
-        "abstention": {
-            "coverage": aims.coverage,
-            "threshold": cut,
-            "test": selective.answered(test.labels, held, test.groups, cut, resamples, seed),
-            **_risk(test, held, resamples, seed),
+        "abstention": {"coverage": aims.coverage, "threshold": cut},
+        "operating_points": {
+            name: {"required_sensitivity": aims.sensitivity, "threshold": float(point)}
+            for name, point in zip(classes, points, strict=True)
         },
+    }
+    if "test" in splits:
+        _report(
+            found, splits["test"], (fitted, validation.labels, validation.groups), resamples, seed
+        )
+    return found
+
+
+def _report(
+    found: dict[str, Any], test: Split, validation: selective.Scored, resamples: int, seed: int
+) -> None:
+    """Adds to what was fitted what it is worth on the test split."""
+    classes, draw = tuple(found["classes"]), (test.groups, resamples, seed)
+    held = calibration.scaled(test.probabilities, found["temperature"]["value"])
+    least = np.array([found["conformal"]["thresholds"][name] for name in classes])
+    cut = found["abstention"]["threshold"]
+    points = selective.operating_points(
+        validation,
+        (held, test.labels, test.groups),
+        found["operating_points"][classes[0]]["required_sensitivity"],
+        resamples,
+        seed,
+    )
+    found |= {
+        "before": _quality(test.labels, test.probabilities, *draw),
+        "after": _quality(test.labels, held, *draw),
         "operating_points": dict(zip(classes, points, strict=True)),
+    }
+    found["conformal"]["test"] = conformal.coverage_table(
+        conformal.sets(held, least), test.labels, test.groups, classes, resamples, seed
+    )
+    found["abstention"] |= {
+        "test": selective.answered(test.labels, held, test.groups, cut, resamples, seed),
+        **_risk(test, held, resamples, seed),
     }
 
 

@@ -15,14 +15,20 @@ def line(result: Mapping[str, Any]) -> str:
 
     Args:
       result: the content of result.json; `audit` holds `leaks`, and `shortcuts` where they were
-        looked for.
+        looked for; `trained_on` names the splits trained on; `test` may be missing.
     """
+    seen = "validation" in result.get("trained_on", ())
+    if "test" not in result:
+        accuracy, told = result["validation"]["accuracy"], ", images trained on" if seen else ""
+        shown = f"accuracy on validation {interval(accuracy)} n={accuracy['n']}{told}"
+        return f"{shown}; test split not read (eval.test is False): NOT TESTED"
     accuracy, found = result["test"]["accuracy"], result["audit"].get("shortcuts")
     score = found["score"] if found else None
     leaks = leaks_into_test(result["audit"])
     shown = "not measured" if score is None else short(score["value"])
     return (
-        f"accuracy {interval(accuracy)} n={accuracy['n']}; leaks {leaks}; "
+        f"accuracy {interval(accuracy)} n={accuracy['n']}; "
+        f"{'trained on validation images too; ' if seen else ''}leaks {leaks}; "
         f"shortcut score {shown}: {word(leaks, score)}"
     )
 

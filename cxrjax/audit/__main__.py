@@ -61,6 +61,8 @@ def _run(argv: Sequence[str]) -> int:
     runtime.start(runtime.cache_root(config.data.cache) / "compiled")
     from cxrjax.audit import run
 
+    if workdir is not None:
+        run.result_of(workdir)  # a run that cannot be audited is told at once
     with writing(out, "choose another --out"):
         (out / "figures").mkdir(parents=True, exist_ok=True)
     report, data = run.data_set(config, out / "figures")

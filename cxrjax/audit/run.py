@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cxrjax import log, trained, verdict
+from cxrjax import log, predictions, trained, verdict
 from cxrjax.audit import data_audit, figures, shortcuts
 from cxrjax.config import Config
 from cxrjax.data import dataset
@@ -55,7 +55,7 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
             f"{workdir} was trained on other data or another split than those found now; point "
             "--config.data.dir at the original data."
         )
-    result = _result(workdir)
+    result = result_of(workdir)
     dataset.record_test_look(data, f"audit of {workdir}")
     found = shortcuts.of_split(
         run.predict, data, data.splits["test"], resamples=config.eval.resamples
@@ -86,12 +86,20 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _result(workdir: Path) -> dict[str, Any]:
+def result_of(workdir: Path) -> dict[str, Any]:
+    """The content of a run's result.json.
+
+    Raises:
+      UserError: when the run is not finished, or left the test split alone.
+    """
     path = workdir / "result.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}); finish the run first by python -m cxrjax.main "
             f"--workdir {workdir}."
         ) from error
+    if "test" not in result:
+        raise predictions.untested(workdir)
+    return result

@@ -97,6 +97,16 @@ def prepare(config: Config) -> Dataset:
     )
 
 
+def training_splits(config: Config) -> tuple[str, ...]:
+    """Names of the splits whose images a run is trained on."""
+    return ("train", "validation") if config.train.on_validation else ("train",)
+
+
+def training_positions(dataset: Dataset, config: Config) -> np.ndarray:
+    """Positions in the store of the images a run is trained on, int32 [N], sorted."""
+    return np.sort(np.concatenate([dataset.splits[name] for name in training_splits(config)]))
+
+
 def open_source(settings: Any) -> Source:
     """The images that `config.data` names, restricted to `classes` in their order.
 
@@ -251,6 +261,12 @@ def record_test_look(dataset: Dataset, what: str) -> int:
     """
     folder = dataset.store.root.parent
     return ledger.record(folder, dataset.fingerprint, dataset.digest, what).here
+
+
+def test_looks(dataset: Dataset) -> int:
+    """How often the test split was read so far; nothing is noted."""
+    folder = dataset.store.root.parent
+    return ledger.count(folder, dataset.fingerprint, dataset.digest).here
 
 
 def cramers_v(table: np.ndarray) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cxrjax import log
+from cxrjax import log, predictions
 from cxrjax.data import dataset
 from cxrjax.explain import pictures, regions, scores
 from cxrjax.explain.maps import Explainer, enlarge
@@ -68,7 +68,11 @@ def write(
       segment: lungs of images whose data set has none.
     Returns:
       what summary.json holds.
+    Raises:
+      UserError: for the test split of a run that left it alone.
     """
+    if split == "test" and not run.config.eval.test:
+        raise predictions.untested(run.folder)
     explainer = Explainer(run, method, stage)
     data = run.data()
     if split == "test":

@@ -1,0 +1,389 @@
+"""Report B's protocol in single runs: on validation images too, from another run, tested last."""
+
+import contextlib
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cxrjax import build, compare, config, decide, evaluation, loop, main, predict, prefix, trained
+from cxrjax.audit import __main__ as audit
+from cxrjax.data import dataset, ledger
+from cxrjax.errors import UserError
+from cxrjax.explain import __main__ as explain
+from cxrjax.run_folder import RunFolder
+from cxrjax.runtime import cache_root
+
+QUICKSTART = Path(__file__).resolve().parents[1] / "configs/quickstart.py"
+TINY = {
+    "data.phantom.count": 64,
+    "data.image_size": 32,
+    "data.test_fraction": 0.25,
+    "data.validation_fraction": 0.25,
+    "augment.shift": 0,
+    "augment.rotation": 0,
+    "augment.zoom": 0,
+    "input.normalize": "dataset",
+    "model.filters": 4,
+    "model.trainable_layers": 0,
+    "train.epochs": 2,
+    "train.patience": 0,
+    "train.batch_size": 8,
+    "train.learning_rate": 0.01,
+    "eval.batch_size": 8,
+    "eval.resamples": 100,
+    "eval.shortcuts": False,
+}
+ALL = {"model__trainable_layers": -1}
+
+
+def changed(changes):
+    settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+    return {name: str(value) for name, value in settings.items()}
+
+
+def tiny(**changes):
+    return config.load(str(QUICKSTART), changed(changes))
+
+
+def arguments(workdir, **changes):
+    fields = [f"--config.{name}={value}" for name, value in changed(changes).items()]
+    return ["--config", str(QUICKSTART), "--workdir", str(workdir), *fields]
+
+
+@contextlib.contextmanager
+def opened(settings, workdir, data=None):
+    with contextlib.closing(RunFolder(workdir, settings)) as folder:
+        training = loop.Training(settings, data or dataset.prepare(settings), folder)
+        with contextlib.closing(training.checkpoints):
+            yield training
+
+
+def result_of(workdir):
+    return json.loads((workdir / "result.json").read_text())
+
+
+def looks():
+    path = cache_root("") / ledger.FILE
+    return path.read_text() if path.exists() else ""
+
+
+def rows(workdir):
+    with open(workdir / "predictions.csv", newline="") as file:
+        return {row["split"] for row in csv.DictReader(file)}
+
+
+def assert_equal(ours, theirs):
+    pairs = jax.tree.leaves(ours), jax.tree.leaves(jax.device_get(theirs))
+    for one, other in zip(*pairs, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), other)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    """A finished run whose head is trained on a frozen random backbone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXRJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        folder = tmp_path_factory.mktemp("protocol") / "head"
+        loop.train_and_evaluate(tiny(eval__test=False), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run on training and validation images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXRJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        folder = tmp_path_factory.mktemp("protocol") / "whole"
+        loop.train_and_evaluate(tiny(train__on_validation=True), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory, head):
+    """A finished run that fine-tuned every layer from `head`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXRJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        folder = tmp_path_factory.mktemp("protocol") / "moved"
+        settings = tiny(train__start_from=head, eval__test=False, train__epochs=1, **ALL)
+        loop.train_and_evaluate(settings, folder)
+    return folder
+
+
+# ------------------------------------------------------------------ train.on_validation
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_training_on_validation_is_training_on_the_union(tmp_path, stored):
+    settings = {"cache__prefix": stored, "train__class_weights": "balanced"}
+    both, alone = tiny(train__on_validation=True, **settings), tiny(**settings)
+    data = dataset.prepare(alone)
+    union = np.sort(np.concatenate([data.splits["train"], data.splits["validation"]]))
+    joined = replace(data, splits=data.splits | {"train": union})
+    with opened(both, tmp_path / "both") as ours, opened(alone, tmp_path / "one", joined) as theirs:
+        assert isinstance(ours.input, prefix.FrozenMaps) == stored
+        ours.fit()
+        theirs.fit()
+        assert_equal(ours.state, theirs.state)
+        for line, other in zip(ours.note["history"], theirs.note["history"], strict=True):
+            assert line["loss"] == other["loss"]
+        assert int(ours.state.step) == 2 * -(-len(union) // 8)
+    np.testing.assert_array_equal(evaluation._prior(data, both), evaluation._prior(joined, alone))
+
+
+def test_the_last_epoch_is_kept_whatever_its_loss(tmp_path, monkeypatch):
+    for on_validation, kept in ((True, 2), (False, 1)):
+        settings = tiny(train__on_validation=on_validation)
+        with opened(settings, tmp_path / str(on_validation)) as training:
+            validate = training._validate
+            monkeypatch.setattr(training, "_validate", lambda e, v=validate: v(e) | {"loss": e + 1})
+            training.fit()
+            assert training.note["best_epoch"] == kept
+            last = training.state.params, training.state.batch_stats
+            if on_validation:
+                assert_equal(training.best, last)
+
+
+def test_figures_of_images_trained_on_say_so(whole, capsys):
+    result = result_of(whole)
+    assert result["trained_on"] == ["train", "validation"]
+    assert result["best_epoch"] == result["epochs"] == 2
+    assert result["validation"]["trained_on"] is True and "trained_on" not in result["test"]
+    assert "; trained on validation images too; leaks 0" in result["verdict"]
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("trained_on") for line in lines] == [None, True] * 2
+    told = main.summary(result, whole)
+    assert "2 epochs on training and validation images, the last one kept" in told
+    assert told.count("on images trained on") == 1
+    fitted = json.loads((whole / "calibration.json").read_text())
+    assert fitted["fitted_on_training_images"] is True
+    predict.calibration(whole)
+    assert "images that the network was trained on" in capsys.readouterr().err
+    assert decide.main(["--workdir", str(whole), "--disease", "clear", "--resamples", "100"]) == 0
+    assert "images that the network was trained on" in capsys.readouterr().err
+
+
+def test_nothing_stops_early_by_images_trained_on():
+    with pytest.raises(UserError, match=r"train\.patience to 0, not 3"):
+        tiny(train__on_validation=True, train__patience=3)
+
+
+# ------------------------------------------------------------------ train.start_from
+
+
+def test_a_run_starts_with_the_best_weights_of_another(head, tmp_path):
+    source = trained.load(head)
+    # What model.weights says does not count.
+    settings = tiny(train__start_from=head, model__weights="/does/not/exist.h5", **ALL)
+    build.check(settings)
+    with opened(settings, tmp_path / "run") as training:
+        assert_equal(training.state.params, source.params)
+        assert_equal(training.state.batch_stats, source.batch_stats)
+        assert training.recipe.mean == source.recipe.mean
+        best = min(line["loss"] for line in validation_lines(head))
+        assert training._validate(0)["loss"] == pytest.approx(best, rel=1e-5)
+        started = training.note["input"]["start_from"]
+        assert started == {
+            "run": str(head),
+            "best_epoch": result_of(head)["best_epoch"],
+            "trained_on": ["train"],
+            "start_from": None,
+        }
+
+
+def test_fine_tuning_moves_every_layer(head, moved):
+    before, after = (trained.load(run).params["backbone"] for run in (head, moved))
+    assert before.keys() == after.keys()
+    for layer, tensors in before.items():
+        for name, values in tensors.items():
+            assert np.abs(after[layer][name] - values).max() > 1e-5, (layer, name)
+
+
+def validation_lines(workdir):
+    lines = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["split"] == "validation"]
+
+
+def test_what_started_from_a_run_can_be_opened_and_started_from(head, moved, tmp_path):
+    last = tmp_path / "last"
+    settings = tiny(train__start_from=moved, train__on_validation=True)
+    loop.train_and_evaluate(settings, last)
+    told = result_of(last)["input"]["start_from"]
+    assert (told["run"], told["start_from"]["run"]) == (str(moved), str(head))
+    found = trained.load(last)
+    frozen = trained.load(moved).params["backbone"]
+    assert_equal(found.params["backbone"], frozen)  # as the other run left them, not as initialised
+    images = dataset.prepare(settings)
+    ours = found.predict(images.store.images[images.splits["test"]])
+    with open(last / "predictions.csv", newline="") as file:
+        test = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    theirs = [[float(row[name]) for name in found.classes] for row in test]
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_resuming_needs_the_other_run_no_more(moved, tmp_path, monkeypatch):
+    first, unbroken, broken = (tmp_path / name for name in ("first", "unbroken", "broken"))
+    # A backbone that was trained, of which the first layers are frozen again: stored maps.
+    shutil.copytree(moved, first)
+    settings = tiny(train__start_from=first, model__trainable_layers=2)  # ends in batch norm
+    loop.train_and_evaluate(settings, unbroken)
+    stored = {path.name for path in (cache_root("") / "maps").glob("*.maps")}
+    train_epoch = loop.Training._train_epoch
+
+    def stopped(self, epoch, stop):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return train_epoch(self, epoch, stop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_train_epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train_and_evaluate(settings, broken)
+    shutil.rmtree(first)
+    with pytest.raises(UserError, match=r"train\.start_from: .* holds no run"):
+        loop.train_and_evaluate(settings, tmp_path / "another")
+    result, _ = loop.train_and_evaluate(settings, broken)
+    assert result["input"]["start_from"]["run"] == str(first)
+    assert (broken / "predictions.csv").read_bytes() == (unbroken / "predictions.csv").read_bytes()
+    assert {path.name for path in (cache_root("") / "maps").glob("*.maps")} == stored
+
+
+def test_a_run_cut_off_at_its_first_checkpoint_starts_anew(head, tmp_path):
+    settings = tiny(train__start_from=head)
+    half = tmp_path / "run/checkpoints/2.orbax-checkpoint-tmp-7"
+    half.mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text(config.to_json(settings))
+    with opened(settings, tmp_path / "run") as training:
+        assert_equal(training.state.params["head"], trained.load(head).params["head"])
+
+
+def test_maps_of_layers_trained_elsewhere_are_not_taken_for_those_of_the_file(
+    head, moved, tmp_path
+):
+    names = {}
+    for name, source in (("none", ""), ("same", head), ("moved", moved)):
+        with opened(tiny(train__start_from=source), tmp_path / name) as training:
+            names[name] = training.input._file._maps.name
+    assert names["none"] == names["same"] != names["moved"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model__filters": 6}, r"model\.filters is 6, .* has 4"),
+        ({"model__head__dense": 8}, r"model\.head\.dense is 8"),
+        ({"data__image_size": 40}, r"data\.image_size is 40"),
+        ({"input__normalize": "backbone"}, r"input\.normalize is 'backbone'"),
+        ({"data__classes": "perihilar,clear,consolidation,ground_glass"}, r"other classes"),
+        ({"data__split_seed": 1}, r"another split, so it may know test images"),
+        ({"data__phantom__seed": 1}, r"other data"),
+        ({"train__start_from": "/does/not/exist"}, r"train\.start_from: /does/not/exist"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_refused(head, tmp_path, changes, words):
+    settings = {"train__start_from": head, **ALL} | changes
+    with pytest.raises(UserError, match=words) as told:
+        loop.train_and_evaluate(tiny(**settings), tmp_path / "run")
+    assert "train.start_from" in str(told.value)
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_an_unfinished_run_is_refused(head, tmp_path):
+    shutil.copytree(head, tmp_path / "copy")
+    (tmp_path / "copy/result.json").unlink()
+    with pytest.raises(UserError, match=r"train\.start_from: the run in .* is not finished"):
+        loop.train_and_evaluate(tiny(train__start_from=tmp_path / "copy"), tmp_path / "run")
+
+
+def test_images_trained_on_before_cannot_choose_the_epoch(whole, tmp_path):
+    with pytest.raises(UserError, match="cannot choose an epoch any more"):
+        loop.train_and_evaluate(tiny(train__start_from=whole), tmp_path / "run")
+    build.check(tiny(train__start_from=whole, train__on_validation=True))
+
+
+def test_the_path_is_kept_absolute(head, tmp_path, monkeypatch):
+    found = []
+
+    def run(settings, workdir):
+        found.append(settings.train.start_from)
+        raise UserError("enough.")
+
+    monkeypatch.setattr(loop, "train_and_evaluate", run)
+    monkeypatch.chdir(head.parent)
+    assert main.main(arguments(tmp_path / "run", train__start_from="head")) == 2
+    assert found == [str(head)]
+
+
+# ------------------------------------------------------------------ eval.test
+
+
+def test_the_test_split_is_left_alone(tmp_path, capsys, monkeypatch):
+    read = []
+    predict_split = loop.Training.predict
+
+    def watched(self, split, *weights):
+        read.append(split)
+        return predict_split(self, split, *weights)
+
+    monkeypatch.setattr(loop.Training, "predict", watched)
+    before = looks()
+    workdir = tmp_path / "run"
+    assert main.main(arguments(workdir, eval__test=False, eval__shortcuts=True)) == 0
+    assert looks() == before and set(read) == {"validation"}
+    result = result_of(workdir)
+    assert "test" not in result and "shortcuts" not in result["audit"]
+    assert result["verdict"].endswith("test split not read (eval.test is False): NOT TESTED")
+    assert rows(workdir) == {"validation"}
+    assert not (workdir / "figures/test_images.png").exists()
+    fitted = json.loads((workdir / "calibration.json").read_text())
+    assert fitted["reported_on"] is None and "before" not in fitted
+    assert fitted["temperature"]["value"] > 0
+    told = capsys.readouterr().out
+    assert not [line for line in told.splitlines() if line.startswith("test  ")]
+    assert "not by this run" in told
+
+
+def test_commands_refuse_test_figures_of_a_run_that_was_not_tested(head, whole, tmp_path, capsys):
+    before = looks()
+    out = ["--out", str(tmp_path / "out")]
+    run = ["--workdir", str(head)]
+    for command, line in (
+        (compare, [str(head), str(whole)]),
+        (decide, run),
+        (explain, [*run, *out]),
+        (audit, [*run, *out]),
+    ):
+        assert command.main(line) == 2
+        told = capsys.readouterr().err
+        assert "eval.test is False" in told and f"--workdir {head} --config.eval.test=True" in told
+    assert looks() == before
+    assert explain.main([*run, *out, "--split", "validation", "--panels", "1"]) == 0
+    assert looks() == before
+    data = dataset.prepare(trained.load(head).config)
+    from PIL import Image
+
+    Image.fromarray(np.asarray(data.store.images[0])).save(tmp_path / "film.png")
+    assert predict.main([*run, str(tmp_path / "film.png")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["probabilities"]
+
+
+def test_a_run_is_tested_later(tmp_path, capsys):
+    late, early = tmp_path / "late", tmp_path / "early"
+    for workdir, tested in ((early, True), (late, False)):
+        assert main.main(arguments(workdir, eval__test=tested)) == 0
+    before, history = looks(), (late / "metrics.jsonl").read_bytes()
+    assert main.main(["--workdir", str(late), "--config.eval.test=True"]) == 0
+    assert looks().count("\n") == before.count("\n") + 1
+    assert (late / "metrics.jsonl").read_bytes() == history
+    assert (late / "predictions.csv").read_bytes() == (early / "predictions.csv").read_bytes()
+    assert result_of(late)["test"] == result_of(early)["test"]
+    capsys.readouterr()
+    assert main.main(["--workdir", str(late)]) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert main.main(["--workdir", str(late), "--config.eval.test=False"]) == 2
+    assert "eval.test was True, now False" in capsys.readouterr().err
