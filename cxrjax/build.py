@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from cxrjax import optim, runtime, step
 from cxrjax.config import Config
@@ -68,7 +67,6 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
             raise UserError(f"weight file {path}{of}: {error}") from error
     layers = classifier.trainable_layer_names(model, config.model.trainable_layers)
     trainable, frozen = optim.partition(params, layers)
-    train_labels = data.store.labels[data.splits["train"]]
     by_dataset = config.input.normalize == "dataset"
     recipe = step.Recipe(
         graphdef=graphdef,
@@ -76,27 +74,34 @@ def network(config: Config, data: Dataset) -> tuple[Any, step.Recipe, Variables]
         mean=(data.mean,) * spec.channels if by_dataset else spec.mean,
         std=(data.std,) * spec.channels if by_dataset else spec.std,
         train_layers=layers,
-        class_weights=optim.class_weights(
-            config.train.class_weights, train_labels, len(data.classes)
-        ),
-        l2=config.model.head.l2,
         shift=config.augment.shift,
         rotation=config.augment.rotation,
         zoom=config.augment.zoom,
-        seed=config.seed,
-        steps_per_epoch=-(-len(train_labels) // config.train.batch_size),
         stage=classifier.last_frozen_stage(model, layers),
         remat=config.train.remat,
     )
     return model, recipe, Variables(trainable, frozen, batch_stats, source)
 
 
+def settings(config: Config, data: Dataset) -> step.Settings:
+    """The numbers of a run that its compiled steps take as arguments."""
+    train, n_classes = config.train, len(data.classes)
+    labels = data.store.labels[data.splits["train"]]
+    weights = optim.class_weights(train.class_weights, labels, n_classes)
+    return step.Settings(
+        learning_rate=jnp.float32(train.learning_rate),
+        dropout=jnp.float32(config.model.head.dropout),
+        l2=jnp.float32(config.model.head.l2),
+        class_weights=jnp.asarray(weights, jnp.float32),
+        seed=jnp.int32(config.seed),
+        steps_per_epoch=jnp.int32(-(-len(labels) // train.batch_size)),
+    )
+
+
 def train_program(config: Config, recipe: step.Recipe) -> tuple[Any, Any]:
     """(optimizer, jitted (state, batch) -> (state, loss)); the state passed in is used up."""
     train = config.train
-    tx = optim.optimizer(train.optimizer, train.learning_rate, train.momentum)
-    if train.accumulate > 1:
-        tx = optax.MultiSteps(tx, train.accumulate).gradient_transformation()
+    tx = optim.optimizer(train.optimizer, train.momentum, train.accumulate)
     return tx, jax.jit(functools.partial(step.train_step, recipe, tx), donate_argnums=0)
 
 
@@ -121,7 +126,9 @@ def scan_program(recipe: step.Recipe, tx: Any, field: str) -> Any:
     return jax.jit(run, donate_argnums=0)
 
 
-def init_state(variables: Variables, recipe: step.Recipe, tx: Any) -> step.TrainState:
+def init_state(
+    variables: Variables, recipe: step.Recipe, tx: Any, settings: step.Settings
+) -> step.TrainState:
     """The state before the first step, on the device."""
     trainable, frozen, batch_stats = copy_arrays(
         (variables.trainable, variables.frozen, variables.batch_stats)
@@ -133,6 +140,7 @@ def init_state(variables: Variables, recipe: step.Recipe, tx: Any) -> step.Train
         opt_state=tx.init(trainable),
         step=jnp.zeros([], jnp.int32),
         totals=step.no_totals(recipe.n_classes),
+        settings=settings,
     )
 
 

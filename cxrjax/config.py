@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
@@ -26,6 +27,8 @@ NORMALIZATIONS = ("backbone", "dataset")
 OPTIMIZERS = ("adam", "adamax", "sgd")
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("float32", "bfloat16")
+FINISHES = ("none", "report", "held_out", "both")
+STACKING = ("auto", "always", "never")
 
 
 def default() -> Config:
@@ -82,6 +85,13 @@ def default() -> Config:
     config.eval.sensitivity = 0.95  # required of the cut on each class's probability
     config.eval.shortcuts = True  # test images also with black lungs: what is known without them
 
+    config.sweep = ConfigDict()  # only for `python -m cxrjax.sweep`
+    config.sweep.seeds = 1  # of each point of the grid, counted from `seed`
+    config.sweep.finish = "both"  # what becomes of the winner: none | report | held_out | both
+    config.sweep.fine_tune_layers = -1  # trained then, as model.trainable_layers; -1: all
+    config.sweep.fine_tune_learning_rate = 0.0  # 0: the winner's own
+    config.sweep.stack = "auto"  # trials side by side in one program: auto (measured) | ...
+
     config.lock()
     return config
 
@@ -125,9 +135,9 @@ def load(path: str, overrides: dict[str, str] | None = None) -> Config:
     if file.suffix == ".json":
         config = from_json(file.read_text(encoding="utf-8", errors="replace"), path)
     else:
-        config = _run_file(file)
+        config = config_of(run_file(file), file)
     for field, text in (overrides or {}).items():
-        _override(config, field, text)
+        override(config, field, text)
     validate(config)
     return config
 
@@ -148,7 +158,7 @@ def from_json(text: str, where: str = "config.json") -> Config:
     if not isinstance(values, dict):
         raise UserError(f"{where} must hold a JSON object of settings; restore it or start anew.")
     for field, value in _flatten(values).items():
-        _assign(config, field, tuple(value) if isinstance(value, list) else value, where)
+        assign(config, field, tuple(value) if isinstance(value, list) else value, where)
     return config
 
 
@@ -162,19 +172,43 @@ def fields(config: Config) -> dict[str, Any]:
     return _flatten(config.to_dict())
 
 
-def _run_file(file: Path) -> Config:
+def run_file(file: Path) -> ModuleType:
+    """Executes a config file.
+
+    Raises:
+      UserError: when it fails, whatever the reason.
+    """
     specification = importlib.util.spec_from_file_location("cxrjax_config_file", file)
     if specification is None or specification.loader is None:
         raise UserError(f"{file} is not a Python file; a config file defines get_config().")
     module = importlib.util.module_from_spec(specification)
     try:
         specification.loader.exec_module(module)
-        config = module.get_config()
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's file raises is theirs to mend
-        reason = " ".join(str(error).replace('\\"', '"').split())
-        raise UserError(f"{file} cannot be read: {type(error).__name__}: {reason}") from error
+        raise unreadable(file, error) from error
+    return module
+
+
+def unreadable(file: Path, error: BaseException) -> UserError:
+    """What to raise for an error of a user's own file."""
+    reason = " ".join(str(error).replace('\\"', '"').split())
+    return UserError(f"{file} cannot be read: {type(error).__name__}: {reason}")
+
+
+def config_of(module: ModuleType, file: Path) -> Config:
+    """What `get_config()` of an executed config file returns, not yet validated.
+
+    Raises:
+      UserError: when it fails or returns something else.
+    """
+    try:
+        config = module.get_config()
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise unreadable(file, error) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"{file}: get_config() must return a ConfigDict, start from config.default()."
@@ -192,10 +226,15 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _override(config: Config, field: str, text: str) -> None:
+def override(config: Config, field: str, text: str) -> None:
+    """Sets one field to the value that a text of the command line stands for.
+
+    Raises:
+      UserError: for an unknown field or text of another type.
+    """
     known = fields(config)
     if field not in known:
-        _assign(config, field, text, f"--config.{field}")
+        assign(config, field, text, f"--config.{field}")
     value: Any = text
     plain_list = field == "data.classes" and not text.startswith(("(", "["))
     if isinstance(known[field], tuple) and (plain_list or not text):
@@ -203,10 +242,17 @@ def _override(config: Config, field: str, text: str) -> None:
     elif not isinstance(known[field], str):
         with contextlib.suppress(ValueError, SyntaxError):
             value = ast.literal_eval(text)
-    _assign(config, field, value, f"--config.{field}={text}")
+    assign(config, field, value, f"--config.{field}={text}")
 
 
-def _assign(config: Config, field: str, value: Any, where: str) -> None:
+def assign(config: Config, field: str, value: Any, where: str) -> None:
+    """Sets one field, known by its dotted name, to a value of its type.
+
+    Args:
+      where: names the place of the setting in a message.
+    Raises:
+      UserError: for an unknown field or a value of another type.
+    """
     known = fields(default())
     if field not in known:
         leaf = {name.rsplit(".", 1)[-1]: name for name in known}
@@ -253,6 +299,8 @@ def validate(config: Config) -> None:
         "train.class_weights": CLASS_WEIGHTS,
         "train.precision": PRECISIONS,
         "cache.dtype": PRECISIONS,
+        "sweep.finish": FINISHES,
+        "sweep.stack": STACKING,
     }.items():
         value = fields(config)[field]
         if value not in choices:
@@ -299,6 +347,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "eval.conformal_level": (0.5, 0.999),
     "eval.coverage": (0.01, 1),
     "eval.sensitivity": (0.5, 0.999),
+    "sweep.seeds": (1, 10_000),
+    "sweep.fine_tune_layers": (-1, _HUGE),
+    "sweep.fine_tune_learning_rate": (0, 100),
 }
 
 

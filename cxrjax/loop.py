@@ -33,7 +33,9 @@ class Training:
         _, self.recipe, variables = build.network(config, data)
         tx, self._train_step = build.train_program(config, self.recipe)
         self._eval_step = jax.jit(functools.partial(step.eval_step, self.recipe))
-        self.state = build.init_state(variables, self.recipe, tx)
+        settings = build.settings(config, data)
+        self.state = build.init_state(variables, self.recipe, tx, settings)
+        self._steps_per_epoch = int(settings.steps_per_epoch)
         self.tx = tx
         self.input = build.make_input(config, data)
         if prefix.applies(config, self.recipe):
@@ -148,7 +150,7 @@ class Training:
             compiling.compile(self._train_step, self.state, batch)
         if runtime.steps_per_dispatch() == 1 or not isinstance(self.input, ResidentInput):
             return compiling
-        steps = min(self.recipe.steps_per_epoch, runtime.steps_per_dispatch())
+        steps = min(self._steps_per_epoch, runtime.steps_per_dispatch())
         chosen = jax.ShapeDtypeStruct((steps, config.train.batch_size), np.int32)
         mask, view = chosen.update(dtype=np.bool_), jax.ShapeDtypeStruct((), np.int32)
         arrays = (self.state, self.input.rows, self.input.labels, chosen, mask, view)

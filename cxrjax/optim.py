@@ -33,22 +33,24 @@ def combine(trainable: Params, frozen: Params) -> Params:
     }
 
 
-def optimizer(
-    name: str, learning_rate: float, momentum: float = 0.0
-) -> optax.GradientTransformation:
+def optimizer(name: str, momentum: float = 0.0, accumulate: int = 1) -> Any:
     """Adam, Adamax (Kingma & Ba 2015, arXiv 1412.6980) or SGD, with Keras' constants.
 
     Args:
       name: "adam", "adamax" or "sgd".
-      learning_rate: step size.
       momentum: SGD only.
+      accumulate: batches whose mean gradient makes one step.
+    Returns:
+      an optax.GradientTransformation of learning rate 1: the train step multiplies its updates by
+      the rate, which is then no constant of the compiled program.
     """
     makers = {
-        "adam": lambda: optax.adam(learning_rate, eps=_EPSILON),
-        "adamax": lambda: optax.adamax(learning_rate, eps=_EPSILON),
-        "sgd": lambda: optax.sgd(learning_rate, momentum=momentum or None),
+        "adam": lambda: optax.adam(1.0, eps=_EPSILON),
+        "adamax": lambda: optax.adamax(1.0, eps=_EPSILON),
+        "sgd": lambda: optax.sgd(1.0, momentum=momentum or None),
     }
-    return makers[name]()
+    tx = makers[name]()
+    return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
 
 
 def class_weights(kind: str, labels: np.ndarray, n_classes: int) -> tuple[float, ...]:

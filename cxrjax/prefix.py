@@ -150,6 +150,12 @@ class FrozenMaps:
             return
         yield from on_device(self._gathered(plan, start))
 
+    def fresh(self, plan: Plan, epoch: int) -> Iterator[Batch]:
+        """Yields the plan's batches with maps of images augmented as in `epoch`; stores none."""
+        for batch in self._images(plan):
+            maps = self._run(batch, epoch + 1)
+            yield {name: batch[name] for name in ("label", "index", "mask")} | {"maps": maps}  # type: ignore[misc]
+
     def _gathered(self, plan: Plan, start: int) -> Iterator[dict[str, np.ndarray]]:
         maps, labels = self._file.map(), self._labels.astype(np.int32)
         for index, mask in zip(plan.index[start:], plan.mask[start:], strict=True):
@@ -196,13 +202,15 @@ def frozen_maps(
     }
 
     def run(batch: Batch, view: int) -> jax.Array:
-        return compiled[view > 0](*whole, batch, jax.device_put(np.int32(max(view - 1, 0))))
+        look = jax.device_put((np.int32(config.seed), np.int32(max(view - 1, 0))))
+        return compiled[view > 0](*whole, batch, *look)
 
     side = config.data.image_size
     image = jax.ShapeDtypeStruct((1, side, side, 1), jnp.uint8)
     index = jax.ShapeDtypeStruct((1,), jnp.int32)
-    epoch = jax.ShapeDtypeStruct((), jnp.int32)
-    shape = jax.eval_shape(compiled[False], *whole, {"image": image, "index": index}, epoch).shape
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    batch = {"image": image, "index": index}
+    shape = jax.eval_shape(compiled[False], *whole, batch, number, number).shape
     rows = len(data.store.labels) * (1 + config.cache.views * augmented)
     key = _key(config, recipe, data, variables, augmented, rows)
     path = runtime.cache_root(config.data.cache) / "maps" / key
@@ -214,7 +222,7 @@ def _key(
     config: Config, recipe: step.Recipe, data: Dataset, variables: Any, augmented: bool, rows: int
 ) -> str:
     digest, dtype = hashlib.sha256(), config.cache.dtype
-    views = (recipe.shift, recipe.rotation, recipe.zoom, recipe.seed) if augmented else ()
+    views = (recipe.shift, recipe.rotation, recipe.zoom, config.seed) if augmented else ()
     contract = (variables.source or {}).get("contract")
     described = [FORMAT, data.store.key, rows, recipe.stage, recipe.mean, recipe.std, dtype]
     described += [views, config.model.name, config.train.precision, contract]

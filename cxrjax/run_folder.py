@@ -14,7 +14,7 @@ from cxrjax.errors import UserError, writing
 
 _REMEDY = "choose another --workdir"
 # Where things lie may differ between machines; what they are is held by the data set's digest.
-_PLACES = ("data.dir", "data.cache")
+PLACES = ("data.dir", "data.cache")
 
 
 class RunFolder:
@@ -96,7 +96,7 @@ class RunFolder:
         old = config_lib.fields(config_lib.load(str(self.config_file)))
         new = config_lib.fields(config)
         changed = [f"{f} was {old[f]!r}, now {new[f]!r}" for f in new if old[f] != new[f]]
-        changed = [text for text in changed if text.split(" ", 1)[0] not in _PLACES]
+        changed = [text for text in changed if text.split(" ", 1)[0] not in PLACES]
         if changed:
             raise UserError(
                 f"{self.path} holds a run of another configuration ({'; '.join(changed[:3])}"

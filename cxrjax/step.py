@@ -19,8 +19,19 @@ from cxrjax.models.lowering import global_average_pool
 _DROPOUT_STREAM = 2**31 - 1  # no epoch has this number, so augmentation never shares a key
 
 
+class Settings(NamedTuple):
+    """Numbers that a compiled step takes as arguments: one program serves all their values."""
+
+    learning_rate: jax.Array  # float32 []
+    dropout: jax.Array  # float32 [], of the head
+    l2: jax.Array  # float32 [], see `_l2_penalty`
+    class_weights: jax.Array  # float32 [K]
+    seed: jax.Array  # int32 [], of augmentation and dropout
+    steps_per_epoch: jax.Array  # int32 []
+
+
 class TrainState(NamedTuple):
-    """All that changes while training: plain nested dicts of arrays."""
+    """All that changes while training, and its settings: plain nested dicts of arrays."""
 
     params: Any  # trainable
     frozen: optim.Params  # no gradient, no optimizer memory
@@ -28,6 +39,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     step: jax.Array  # int32 [], steps taken since the start
     totals: dict[str, jax.Array]  # sums over the epoch so far, see `no_totals`
+    settings: Settings
 
 
 class Recipe(NamedTuple):
@@ -38,13 +50,9 @@ class Recipe(NamedTuple):
     mean: tuple[float, ...]  # per channel of the network's input, on the [0, 1] scale of pixels
     std: tuple[float, ...]
     train_layers: frozenset[str]  # backbone layers whose batch norm uses batch statistics
-    class_weights: tuple[float, ...]
-    l2: float
     shift: float
     rotation: float
     zoom: float
-    seed: int
-    steps_per_epoch: int
     stage: str | None = None  # the last that is frozen; `maps` of a batch are its output
     remat: bool = False  # see `keep_products`
 
@@ -79,18 +87,19 @@ def train_step(
     """One optimizer step.
 
     Args:
-      recipe, tx: static.
+      recipe, tx: static; tx is of learning rate 1, see `optim.optimizer`.
       state: donated by the caller's jit.
       batch: see `data.batches.Batch`.
     Returns:
       the next state, and the batch's loss (float32 [], penalty included).
     """
-    epoch = state.step // recipe.steps_per_epoch
-    inputs = _inputs(recipe, batch, epoch)
+    settings = state.settings
+    epoch = state.step // settings.steps_per_epoch
+    inputs = _inputs(recipe, batch, (settings.seed, epoch))
     dropout_key = jax.random.fold_in(
-        jax.random.fold_in(jax.random.key(recipe.seed), _DROPOUT_STREAM), state.step
+        jax.random.fold_in(jax.random.key(settings.seed), _DROPOUT_STREAM), state.step
     )
-    weight = jnp.asarray(recipe.class_weights, jnp.float32)[batch["label"]] * batch["mask"]
+    weight = settings.class_weights[batch["label"]] * batch["mask"]
 
     def loss_of(params):
         model = classifier.merge(
@@ -98,11 +107,11 @@ def train_step(
         )
         after = recipe.stage if "maps" in batch else None
         maps = model.features(inputs, train_layers=recipe.train_layers, after=after)
-        logits = model.classify(maps, train=True, key=dropout_key)
+        logits = model.classify(maps, train=True, key=dropout_key, rate=settings.dropout)
         per_example = losses.cross_entropy(logits, batch["label"])
         # As Keras averages: class weights scale the sum, the divisor is the number of examples.
         data_loss = jnp.sum(per_example * weight) / jnp.maximum(jnp.sum(batch["mask"]), 1)
-        return data_loss + _l2_penalty(recipe.l2, params["head"]), (
+        return data_loss + _l2_penalty(settings.l2, params["head"]), (
             logits,
             data_loss,
             classifier.batch_stats(model),
@@ -114,13 +123,15 @@ def train_step(
         state.params
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    scaled = jax.tree.map(lambda update: settings.learning_rate * update, updates)
     next_state = TrainState(
-        params=optax.apply_updates(state.params, updates),
+        params=optax.apply_updates(state.params, scaled),
         frozen=state.frozen,
         batch_stats=batch_stats,
         opt_state=opt_state,
         step=state.step + 1,
         totals=_add_totals(recipe, state.totals, logits, data_loss, batch),
+        settings=settings,
     )
     return next_state, loss
 
@@ -135,18 +146,20 @@ def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in ("conv_general_dilated", "dot_general", "reduce_sum")
 
 
-def _inputs(recipe: Recipe, batch: Batch, epoch: jax.Array | None = None) -> Grey | jax.Array:
+def _inputs(
+    recipe: Recipe, batch: Batch, look: tuple[jax.Array, jax.Array] | None = None
+) -> Grey | jax.Array:
     """The network's input: stored maps where the batch holds some, else its normalised images.
 
     Args:
-      epoch: int32 [], augments the images; None leaves them as they are.
+      look: (seed, epoch), int32 [] each, of the augmentation; None leaves the images as they are.
     """
     if "maps" in batch:
         return batch["maps"]
     images = batch["image"]  # type: ignore[typeddict-item]
-    if epoch is not None:
+    if look is not None:
         images = augment.augment(
-            augment.example_keys(recipe.seed, epoch, batch["index"]),
+            augment.example_keys(*look, batch["index"]),
             images,
             shift=recipe.shift,
             rotation_degrees=recipe.rotation,
@@ -155,9 +168,9 @@ def _inputs(recipe: Recipe, batch: Batch, epoch: jax.Array | None = None) -> Gre
     return normalize(images, recipe.mean, recipe.std)
 
 
-def _l2_penalty(factor: float, head: dict[str, Any]) -> jax.Array | float:
+def _l2_penalty(factor: jax.Array, head: dict[str, Any]) -> jax.Array | float:
     """Keras' l2 regulariser: factor times the sum of squares, on the head's dense kernel only."""
-    if factor == 0 or "dense" not in head:
+    if "dense" not in head:
         return 0.0
     return factor * jnp.sum(jnp.square(head["dense"]["kernel"]))
 
@@ -201,6 +214,7 @@ def prefix_step(
     frozen: optim.Params,
     batch_stats: dict[str, Any],
     batch: Batch,
+    seed: jax.Array,
     epoch: jax.Array,
 ) -> jax.Array:
     """Output of the frozen stages, up to `recipe.stage`, for one batch of images.
@@ -208,13 +222,13 @@ def prefix_step(
     Args:
       recipe, dtype, augmented: static; dtype is that of the result.
       params, frozen, batch_stats: the whole network's.
-      epoch: int32 [], whose augmentation the images get, if any.
+      seed, epoch: int32 [], whose augmentation the images get, if any.
     Returns:
       [B, h, w, C]; pooled to [B, 1, 1, C] where the stage is the last, since the head pools first.
     """
     model = classifier.merge(recipe.graphdef, optim.combine(params, frozen), batch_stats)
     fold(model.backbone, recipe.train_layers)
-    inputs = model.cast(_inputs(recipe, batch, epoch if augmented else None))
+    inputs = model.cast(_inputs(recipe, batch, (seed, epoch) if augmented else None))
     maps = model.backbone.stages(inputs)
     chosen = maps[recipe.stage]
     if recipe.stage == next(reversed(maps)):

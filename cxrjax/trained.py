@@ -29,7 +29,7 @@ class Trained:
     """The best weights of a finished run, with what a prediction must repeat.
 
     `recipe` has the run's network, normalisation and classes; what only training needs of it is
-    neutral (no augmentation, no penalty, equal class weights).
+    neutral (no augmentation).
     """
 
     folder: Path
@@ -164,13 +164,9 @@ def _recipe(config: Config, contract: dict[str, Any], graphdef: Any, n_classes: 
         mean=tuple(contract["mean"]),
         std=tuple(contract["std"]),
         train_layers=frozenset(),
-        class_weights=(1.0,) * n_classes,
-        l2=0.0,
         shift=0.0,
         rotation=0.0,
         zoom=0.0,
-        seed=config.seed,
-        steps_per_epoch=1,
     )
 
 

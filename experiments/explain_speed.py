@@ -169,13 +169,9 @@ def ours(arguments: argparse.Namespace, folder: Path) -> dict:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         train_layers=frozenset(),
-        class_weights=(1.0,) * arguments.classes,
-        l2=0.0,
         shift=0.0,
         rotation=0.0,
         zoom=0.0,
-        seed=0,
-        steps_per_epoch=1,
     )
     call = jax.jit(functools.partial(maps_lib.explain, recipe, "grad_cam", None, params, stats))
     wanted = np.stack([targets.class_logit(k, arguments.classes) for k in range(arguments.classes)])

@@ -29,13 +29,9 @@ def recipe_of(graphdef, n_classes, mean=(0.5,), std=(0.25,)):
         mean=mean,
         std=std,
         train_layers=frozenset(),
-        class_weights=(1.0,) * n_classes,
-        l2=0.0,
         shift=0.0,
         rotation=0.0,
         zoom=0.0,
-        seed=0,
-        steps_per_epoch=1,
     )
 
 

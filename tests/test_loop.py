@@ -201,7 +201,7 @@ def test_every_config_takes_one_step(path, tmp_path):
     data = dataset.prepare(settings)
     model, recipe, variables = build.network(settings, data)
     tx, run = build.train_program(settings, recipe)
-    state = build.init_state(variables, recipe, tx)
+    state = build.init_state(variables, recipe, tx, build.settings(settings, data))
     plan = training_plan(data.splits["train"], 4, 0, 0)
     batch = next(build.make_input(settings, data).batches(plan))
     state, loss = run(state, batch)

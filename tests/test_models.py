@@ -126,15 +126,16 @@ def test_head_follows_the_configuration(fields, n_classes, layers, n_logits):
 
 
 def test_dropout_acts_in_training_only_and_follows_its_key():
-    model = classifier.build(model_config(filters=2, **{"head.dropout": 0.5}), 3)
+    model = classifier.build(model_config(filters=2), 3)
     maps = jnp.ones((4, 2, 2, 8))
-    first, again = (model.classify(maps, train=True, key=jax.random.key(1)) for _ in range(2))
-    other = model.classify(maps, train=True, key=jax.random.key(2))
+    first, again, other = (
+        model.classify(maps, train=True, key=jax.random.key(seed), rate=0.5) for seed in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
     np.testing.assert_array_equal(model.classify(maps), model.classify(maps))
     with pytest.raises(ValueError, match="key"):
-        model.classify(maps, train=True)
+        model.classify(maps, train=True, rate=0.5)
 
 
 # Classifier

@@ -23,7 +23,7 @@ def small_config():
     return settings
 
 
-def make(settings, *, weights=(1.0,) * CLASSES, layers=None, **changes):
+def make(settings, *, weights=(1.0,) * CLASSES, layers=None, seed=0, **changes):
     model = classifier.build(settings.model, CLASSES, seed=3, dtype=settings.train.precision)
     graphdef, params, batch_stats = classifier.split(model)
     if layers is None:
@@ -35,18 +35,22 @@ def make(settings, *, weights=(1.0,) * CLASSES, layers=None, **changes):
         mean=(0.5,),
         std=(0.25,),
         train_layers=layers,
-        class_weights=weights,
-        l2=settings.model.head.l2,
         shift=0.0,
         rotation=0.0,
         zoom=0.0,
-        seed=0,
-        steps_per_epoch=10,
     )._replace(**changes)
-    tx = optim.optimizer("adamax", 1e-2)
+    tx = optim.optimizer("adamax")
+    numbers = step.Settings(
+        learning_rate=jnp.float32(1e-2),
+        dropout=jnp.float32(settings.model.head.dropout),
+        l2=jnp.float32(settings.model.head.l2),
+        class_weights=jnp.asarray(weights, jnp.float32),
+        seed=jnp.int32(seed),
+        steps_per_epoch=jnp.int32(10),
+    )
     variables = build.Variables(trainable, frozen, batch_stats, None)
     run = jax.jit(functools.partial(step.train_step, recipe, tx))
-    return recipe, build.init_state(variables, recipe, tx), run
+    return recipe, build.init_state(variables, recipe, tx, numbers), run
 
 
 def make_batch(seed=0, n=8, mask=None):
@@ -199,7 +203,7 @@ def test_inference_is_deterministic_and_ignores_the_rest_of_the_batch():
 
 def test_accumulated_batches_make_the_step_of_their_mean_gradient():
     settings = small_config()
-    settings.train.optimizer, settings.train.learning_rate = "sgd", 0.1
+    settings.train.optimizer = "sgd"
     settings.train.accumulate = 2
     recipe, state, _ = make(settings)
     tx, run = build.train_program(settings, recipe)
@@ -207,14 +211,14 @@ def test_accumulated_batches_make_the_step_of_their_mean_gradient():
     before = jax.device_get(state.params)
     gradients = []
     for seed in range(2):
-        plain = optax.sgd(1.0)  # moves by the gradient itself
+        plain = optax.sgd(100.0)  # times the learning rate of `make`: moves by the gradient
         at = build.copy_arrays(state._replace(opt_state=plain.init(state.params)))
         moved, _ = jax.jit(functools.partial(step.train_step, recipe, plain))(at, make_batch(seed))
         gradients.append(jax.tree.map(np.subtract, before, jax.device_get(moved.params)))
         if seed:
             jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
         state, _ = run(state, make_batch(seed))
-    expected = jax.tree.map(lambda p, a, b: p - 0.1 * (a + b) / 2, before, *gradients)
+    expected = jax.tree.map(lambda p, a, b: p - 0.01 * (a + b) / 2, before, *gradients)
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
         jax.device_get(state.params),
@@ -225,7 +229,7 @@ def test_accumulated_batches_make_the_step_of_their_mean_gradient():
 
 def test_rematerialisation_changes_nothing():
     recipe, state, _ = make(small_config())
-    tx = optax.sgd(0.1)
+    tx = optax.sgd(10.0)
     state = state._replace(opt_state=tx.init(state.params))
     batch = make_batch()
     plain, less = (
@@ -233,3 +237,28 @@ def test_rematerialisation_changes_nothing():
         for remat in (False, True)
     )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), plain, less)
+
+
+def test_one_program_serves_all_settings():
+    """Each number acts, and none of them is a constant of the compiled step."""
+    settings = small_config()
+    settings.model.head.dropout = 0.3
+    _, state, run = make(settings, shift=0.1)
+    changes = {
+        "learning_rate": jnp.float32(0.3),
+        "dropout": jnp.float32(0.6),
+        "l2": jnp.float32(0.9),
+        "class_weights": jnp.asarray([1, 2, 3, 4], jnp.float32),
+        "seed": jnp.int32(7),
+    }
+    first, _ = run(state, make_batch())
+    for name, value in changes.items():
+        other = state._replace(settings=state.settings._replace(**{name: value}))
+        after, _ = run(other, make_batch())
+        head = (after.params["head"]["dense"]["kernel"], first.params["head"]["dense"]["kernel"])
+        assert not np.array_equal(*head), name
+    later = state._replace(step=jnp.int32(5))
+    epochs = [later.settings._replace(steps_per_epoch=jnp.int32(n)) for n in (10, 5)]
+    losses = [run(later._replace(settings=numbers), make_batch())[1] for numbers in epochs]
+    assert losses[0] != losses[1]  # the second epoch augments anew
+    assert run._cache_size() == 1

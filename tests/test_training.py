@@ -42,7 +42,7 @@ class Training(loop.Training):
     def __init__(self, settings, data, folder):
         super().__init__(settings, data, folder)
         own = (self._train_step, self._eval_step)
-        key = (self.recipe, settings.train.learning_rate, settings.train.optimizer)
+        key = (self.recipe, settings.train.optimizer)
         self._train_step, self._eval_step = COMPILED.setdefault(key, own)
         Training.latest = self
 

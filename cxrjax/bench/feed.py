@@ -86,10 +86,10 @@ def one_cached_batch(config: Config, recipe: Any, variables: Any) -> Iterator[An
         "image": jax.ShapeDtypeStruct((n, side, side, 1), jnp.uint8),
         "index": jax.ShapeDtypeStruct((n,), jnp.int32),
     }
-    epoch = jax.ShapeDtypeStruct((), jnp.int32)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
     run = functools.partial(step_lib.prefix_step, recipe, config.cache.dtype, False)
     arrays = (variables.trainable, variables.frozen, variables.batch_stats)
-    maps = jax.eval_shape(run, *arrays, images, epoch)
+    maps = jax.eval_shape(run, *arrays, images, number, number)
     rng = np.random.default_rng(0)
     batch = {
         "maps": jnp.asarray(rng.random(maps.shape, np.float32), maps.dtype),

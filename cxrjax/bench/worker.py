@@ -70,7 +70,7 @@ def _train(
     data = dataset.prepare(config) if row in NEED_DATA else feed.data_set(config)
     _, recipe, variables = build.network(config, data)
     tx, train_step = build.train_program(config, recipe)
-    state = build.init_state(variables, recipe, tx)
+    state = build.init_state(variables, recipe, tx, build.settings(config, data))
     if row == "resident" and runtime.steps_per_dispatch() > 1:
         facts, window = _scan(job, config, data, recipe, tx, state)
         return facts | _sizes(variables), window

@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 
 
-def example_keys(seed: int, epoch: jax.Array | int, index: jax.Array) -> jax.Array:
+def example_keys(seed: jax.Array | int, epoch: jax.Array | int, index: jax.Array) -> jax.Array:
     """One random key per example: what an example looks like depends on nothing else.
 
     Neither the batch it falls into nor the number of devices matters, so both input paths agree and
     a resumed run continues exactly.
 
     Args:
-      seed: of the run, static.
-      epoch: int32 [], may be traced.
+      seed: int32 [], of the run.
+      epoch: int32 [].
       index: int32 [B], positions in the store.
     Returns:
       typed PRNG keys [B].

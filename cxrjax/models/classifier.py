@@ -59,14 +59,15 @@ class Classifier(nnx.Module):
         *,
         train: bool = False,
         key: jax.Array | None = None,
+        rate: jax.Array | float | None = None,
     ) -> jax.Array:
         """Logits float32 [B, K] of maps [B, h, w, F]; K = 1 is the evidence for the second class.
 
         Args:
           train: dropout acts, and batch norm uses and moves batch statistics.
-          key: random key of the dropout, needed when `train` and its rate is not 0.
+          key, rate: random key of the dropout and its rate; no rate, no dropout.
         """
-        return self.head(maps, train=train, key=key)
+        return self.head(maps, train=train, key=key, rate=rate)
 
 
 def build(

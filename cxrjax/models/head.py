@@ -28,7 +28,6 @@ class Head(nnx.Module):
         self.logits = Dense(rng, config.dense or features, n_logits)
         self.has_batch_norm = bool(config.batch_norm)
         self.has_dense = bool(config.dense)
-        self.rate = float(config.dropout)
 
     def __call__(
         self,
@@ -36,20 +35,21 @@ class Head(nnx.Module):
         *,
         train: bool = False,
         key: jax.Array | None = None,
+        rate: jax.Array | float | None = None,
     ) -> jax.Array:
         """Maps [B, h, w, features] -> logits float32 [B, n_logits].
 
         Args:
           train: dropout acts and batch norm uses, and moves, batch statistics.
-          key: random key of the dropout; needed when `train` and the rate is not 0.
+          key, rate: random key and rate, float [] in [0, 1), of the dropout; no rate, none.
         """
         x = global_average_pool(maps)
         if self.has_batch_norm:
             x = self.batch_norm(x, train=train)
         if self.has_dense:
             x = jax.nn.relu(self.dense(x))
-        if train and self.rate > 0:
+        if train and rate is not None:
             if key is None:
-                raise ValueError("a head with dropout needs a key while training")
-            x = dropout(x, self.rate, key)
+                raise ValueError("dropout needs a key while training")
+            x = dropout(x, rate, key)
         return self.logits(x)

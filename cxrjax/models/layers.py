@@ -211,7 +211,7 @@ class Identity(nnx.Module):
         return batch_norm.activate(x, activation)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+def dropout(x: jax.Array, rate: jax.Array | float, key: jax.Array) -> jax.Array:
     """Sets a fraction `rate` of the elements to 0 and divides the others by 1 - rate."""
     kept = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(kept, x / (1.0 - rate), jnp.zeros_like(x))

@@ -1,0 +1,1 @@
+"""Whole grids of hyper-parameters as one job: `python -m cxrjax.sweep`."""
