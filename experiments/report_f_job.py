@@ -171,9 +171,7 @@ def timed(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def watched(
-    command: Sequence[str], told: Callable[[str, float], None]
-) -> tuple[list[str], float]:
+def watched(command: Sequence[str], told: Callable[[str, float], None]) -> tuple[list[str], float]:
     """Runs a command in this checkout and looks at each line as it comes.
 
     Args:

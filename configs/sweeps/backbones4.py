@@ -5,9 +5,9 @@ CXRJAX_DATA=COVID-19_Radiography_Dataset.zip CXRJAX_WEIGHTS=weights/ \\
 
 Settings of configs/densenet4.py: ImageNet weights, the last 20 layers in Keras' counting and the
 head trained. In preliminary runs on the full database the report reaches accuracy .89 with
-DenseNet121 and .86 with the other two (their two tables are the same one, so one of them is wrong),
-and .92 with DenseNet121 in the end; all of them on the images it tuned on. --dry-run prints the plan
-alone; --config.sweep.seeds=3 tells the spread between seeds.
+DenseNet121 and .86 with the other two (it prints one table for both, so one of them is wrong), and
+.92 with DenseNet121 in the end; all on the images it tuned on. --dry-run prints the plan alone;
+--config.sweep.seeds=3 tells the spread between seeds.
 """
 
 from cxrjax import config as config_lib

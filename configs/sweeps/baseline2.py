@@ -5,8 +5,8 @@ CXRJAX_DATA=COVID-19_Radiography_Dataset.zip \\
 
 Settings of configs/baseline2.py: COVID against Normal, 1600 / 400 / 200 images at 128 pixels,
 augmented, early stopping with patience 5. The winner is the point of best validation accuracy. The
-report does not name its winner; retrained, that one reaches training accuracy .76 at loss .41 and
-test accuracy .79 on 200 images. --dry-run prints the plan alone; --config.sweep.seeds=5 trains every
+report does not name its winner; retrained, it reaches training accuracy .76 at loss .41 and test
+accuracy .79 on 200 images. --dry-run prints the plan alone; --config.sweep.seeds=5 trains every
 point from five seeds. For a folder or archive that already holds train/validation/test parts:
 --config.data.name=folder --config.data.draw=
 """

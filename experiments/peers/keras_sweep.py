@@ -85,15 +85,18 @@ def fit(job: dict[str, Any], splits: dict[str, Any], options: argparse.Namespace
         validation_data=_pipeline(*splits["validation"], job, options.augment, train=False),
         epochs=options.epochs,
         class_weight=_class_weight(splits["train"][1], job),
-        callbacks=[clock, *callbacks],
+        callbacks=[*callbacks, clock],  # the clock last: what the others do is of the epoch
         verbose=0,
     ).history
-    best = int(np.argmin(history["val_loss"]))
+    best = int(np.argmin(np.nan_to_num(history["val_loss"], nan=np.inf)))
     return {
         "epoch_seconds": clock.seconds,
         "epochs": len(clock.seconds),
         "best_epoch": best + 1,
-        "validation": {"loss": history["val_loss"][best], "accuracy": history["val_accuracy"][best]},
+        "validation": {
+            "loss": history["val_loss"][best],
+            "accuracy": history["val_accuracy"][best],
+        },
         "parameters": keras_network.parameters(model),
     }
 
