@@ -13,6 +13,7 @@ from cxrjax.errors import UserError
 
 COMMANDS = {
     "train": ("cxrjax.main", "train a classifier and evaluate it once on the test split"),
+    "sweep": ("cxrjax.sweep.__main__", "train every point of a grid, finish the best one"),
     "compare": ("cxrjax.compare", "compare runs on the same test images, pair by pair"),
     "decide": ("cxrjax.decide", "what a run is worth against PCR, and its decision curve"),
     "data": ("cxrjax.data.__main__", "prepare, explore, or write phantom data"),
@@ -66,22 +67,34 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     Raises:
       UserError: for anything that is not a config override.
     """
-    overrides: dict[str, str] = {}
+    return parse_settings(arguments, ("config",))[0]
+
+
+def parse_settings(arguments: Sequence[str], sections: Sequence[str]) -> tuple[dict[str, str], ...]:
+    """Turns leftover arguments such as `--config.train.epochs=3` into a dict for each section.
+
+    Args:
+      sections: first words that are known, such as "config".
+    Raises:
+      UserError: for any other argument.
+    """
+    found: dict[str, dict[str, str]] = {section: {} for section in sections}
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("--config."):
+        section, dot, name = argument.removeprefix("--").partition(".")
+        if not argument.startswith("--") or not dot or section not in found:
             raise UserError(
                 f"unknown argument {argument}; settings are given as --config.field=value, "
                 "the rest is in --help."
             )
-        field, equals, value = argument.removeprefix("--config.").partition("=")
+        field, equals, value = name.partition("=")
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise UserError(f"{argument} needs a value: {argument}=VALUE.")
             value = rest.pop(0)
-        overrides[field] = value
-    return overrides
+        found[section][field] = value
+    return tuple(found.values())
 
 
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:

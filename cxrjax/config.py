@@ -265,10 +265,15 @@ def assign(config: Config, field: str, value: Any, where: str) -> None:
     *path, last = field.split(".")
     for name in path:
         section = section[name]
-    section[last] = _typed(field, value, type(known[field]), where)
+    section[last] = typed(field, value, type(known[field]), where)
 
 
-def _typed(field: str, value: Any, expected: type, where: str) -> Any:
+def typed(field: str, value: Any, expected: type, where: str) -> Any:
+    """The value as a field of that type holds it: 1 for a number becomes 1.0.
+
+    Raises:
+      UserError: for a value of another type.
+    """
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if expected is tuple and isinstance(value, list):
@@ -290,7 +295,7 @@ def validate(config: Config) -> None:
     if unknown:
         raise UserError(f"config field {min(unknown)} is unknown or missing; use config.default().")
     for field, value in fields(default()).items():
-        _typed(field, fields(config)[field], type(value), "config")
+        typed(field, fields(config)[field], type(value), "config")
     for field, choices in {
         "data.name": DATA_SETS,
         "input.path": INPUT_PATHS,

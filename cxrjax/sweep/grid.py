@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import itertools
 import json
@@ -17,7 +18,7 @@ from cxrjax.errors import UserError
 from cxrjax.run_folder import PLACES
 
 Grid = dict[str, tuple[Any, ...]]  # dotted field -> its values, in the order given
-_MOST = 100_000  # trials
+_MOST = 10_000  # trials
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Point:
     values: dict[str, Any]  # of the grid's fields alone
     seed: int
     config: Config  # complete, not to be changed
+
+    @functools.cached_property
+    def fields(self) -> dict[str, Any]:
+        """Every field of `config` by its dotted name."""
+        return config_lib.fields(self.config)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def expand(config: Config, grid: Mapping[str, Sequence[Any]], where: str) -> Swe
         whose configuration is impossible; it names the point.
     """
     config_lib.validate(config)
+    known = config_lib.fields(config)
     if "seed" in grid:
         raise UserError(f"{where}: seeds are not of the grid; set --config.sweep.seeds=N.")
     checked: Grid = {}
@@ -100,7 +107,7 @@ def expand(config: Config, grid: Mapping[str, Sequence[Any]], where: str) -> Swe
             raise UserError(
                 f"{where}: the grid's {field} is {values!r}; give a list of values such as (1, 2)."
             )
-        checked[field] = tuple(_typed(config, field, value, where) for value in values)
+        checked[field] = tuple(_typed(config, known, field, value, where) for value in values)
         if len(set(checked[field])) < len(checked[field]):
             raise UserError(f"{where}: the grid's {field} names a value twice: {values!r}.")
     count = config.sweep.seeds
@@ -128,11 +135,11 @@ def _values(field: str, text: str) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _typed(config: Config, field: str, value: Any, where: str) -> Any:
+def _typed(config: Config, known: dict[str, Any], field: str, value: Any, where: str) -> Any:
     """The value as its field holds it, so that 1 and 1.0 are one point."""
-    probe = config.copy_and_resolve_references()
-    config_lib.assign(probe, field, value, where)
-    return config_lib.fields(probe)[field]
+    if field not in known:
+        config_lib.assign(config, field, value, where)  # raises
+    return config_lib.typed(field, value, type(known[field]), where)
 
 
 def _point(config: Config, values: dict[str, Any], seed: int) -> Point:

@@ -100,8 +100,21 @@ class Lanes:
             self._frozen = state.frozen
             self._states[i] = state._replace(frozen=None)
 
+    def compile(self, batch: Batch) -> int:
+        """Compiles the training step; returns the bytes that it needs on the device."""
+        state = self._states[0]._replace(frozen=self._frozen)
+        found = self._programs.train.lower(state, batch).compile().memory_analysis()
+        if found is None:  # a platform that does not tell
+            return 0
+        held = found.argument_size_in_bytes + found.output_size_in_bytes
+        return int(held + found.temp_size_in_bytes - found.alias_size_in_bytes)
+
+    def wait(self) -> None:
+        """Returns when the device is done."""
+        jax.block_until_ready(self._states)
+
     def evaluate(self, batch: Batch) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Probabilities [n, B, K] or [B, K], and cross-entropy likewise, of each part of the lanes."""
+        """Probabilities [n, B, K] or [B, K], and cross-entropy likewise, of each part."""
         outputs = [
             self._programs.evaluate(state.params, self._frozen, state.batch_stats, batch)
             for state in self._states
@@ -109,7 +122,7 @@ class Lanes:
         return [probabilities for probabilities, _ in outputs], [loss for _, loss in outputs]
 
     def totals(self) -> dict[str, np.ndarray]:
-        """Sums over the epoch of each trial, see `step.no_totals`: [n] and [n, K]. Sets them to 0."""
+        """Sums over the epoch, see `step.no_totals`: [n] and [n, K]. Sets them to 0."""
         parts = jax.device_get([state.totals for state in self._states])
         for i, state in enumerate(self._states):
             zero = jax.tree.map(jnp.zeros_like, state.totals)

@@ -14,13 +14,12 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cxrjax import config as config_lib
 from cxrjax.config import Config
 from cxrjax.sweep.grid import Point
 
 STACKED, SEPARATE = "stacked", "one after another"
 # Arguments of the compiled step, or matters of the loop around it.
-_NUMBERS = {
+NUMBERS = {
     "train.learning_rate",
     "train.class_weights",
     "train.epochs",
@@ -58,7 +57,7 @@ class Cohort:
     def program(self) -> str:
         """Names the compiled step: trials with the same name share it."""
         stack = len(self.points) if self.mode == STACKED else 0
-        return f"{_signature(self.config, _NUMBERS | {'seed'})} {stack}"
+        return f"{signature(self.points[0], NUMBERS | {'seed'})} {stack}"
 
     @property
     def how(self) -> str:
@@ -102,13 +101,13 @@ def plan(
       stack: whether a cohort of two trials or more is faster stacked.
     """
     units: list[Unit] = []
-    streams = _grouped(points, _NUMBERS | _BEHIND)
+    streams = _grouped(points, NUMBERS | _BEHIND)
     for stream in streams:
         if is_frozen(stream[0].config):
-            cohorts = [_cohort(part, stack) for part in _grouped(stream, _NUMBERS)]
+            cohorts = [_cohort(part, stack) for part in _grouped(stream, NUMBERS)]
             units += [Unit(tuple(part), True) for part in _passes(cohorts)]
             continue
-        for part in _grouped(stream, _NUMBERS):
+        for part in _grouped(stream, NUMBERS):
             cohort = _cohort(part, stack)
             parts = [cohort] if cohort.mode == STACKED else _singles(cohort)
             units += [Unit((single,), False) for single in parts]
@@ -176,14 +175,20 @@ def _grouped(points: Iterable[Point], free: Collection[str]) -> list[list[Point]
     """Points that agree in all fields but the free ones, in the order of their first."""
     groups: dict[str, list[Point]] = {}
     for point in points:
-        groups.setdefault(_signature(point.config, free), []).append(point)
+        groups.setdefault(signature(point, free), []).append(point)
     return list(groups.values())
 
 
-def _signature(config: Config, free: Collection[str]) -> str:
+def signature(point: Point, free: Collection[str]) -> str:
+    """All that decides a trial but the free fields."""
     told: dict[str, Any] = {
         field: value
-        for field, value in config_lib.fields(config).items()
+        for field, value in point.fields.items()
         if field not in free and not field.startswith(("sweep.", "eval."))
     }
     return json.dumps(told, sort_keys=True)
+
+
+def compiled_fields(grid: Iterable[str]) -> tuple[str, ...]:
+    """Those fields of a grid that change what is compiled."""
+    return tuple(field for field in grid if field not in NUMBERS)

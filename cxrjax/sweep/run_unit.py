@@ -20,7 +20,7 @@ from cxrjax.sweep.stream import Stop, Stream
 from cxrjax.sweep.trial import OUT_OF_MEMORY, Trial
 
 Finished = tuple[dict[str, Any], dict[str, np.ndarray]]  # a record and its arrays, see `Trial`
-Tick = Callable[[int, int], None]  # passes done in this epoch, all its passes
+Tick = Callable[[float], None]  # how far the unit is, as a share of its most epochs
 
 
 class Stopped(Exception):
@@ -101,7 +101,9 @@ class Running:
             self._in_lanes = [self._in_lanes[i] for i in left]
 
 
-def run(unit: Unit, data: Dataset, digest: str, should_stop: Stop, tick: Tick) -> Iterator[Finished]:
+def run(
+    unit: Unit, data: Dataset, digest: str, should_stop: Stop, tick: Tick
+) -> Iterator[Finished]:
     """Trains the trials of a unit; yields each one's record and arrays when it stops.
 
     A unit too large for the device is run in halves; a trial that is too large alone is recorded as
@@ -146,7 +148,7 @@ def _run(
         for number, batch in enumerate(stream.training(epoch), start=1):
             for cohort in cohorts:
                 cohort.take(batch)
-            tick(number, stream.passes)
+            tick((epoch + number / stream.passes) / unit.epochs)
             _stop_if(should_stop)
         going = sum(cohort.going for cohort in cohorts)
         stopped = [(cohort, trial) for cohort in cohorts for trial in cohort.end_epoch(stream)]

@@ -38,6 +38,19 @@ class Stream:
         self._augmented = bool(augment.shift or augment.rotation or augment.zoom)
 
     @property
+    def shared(self) -> bool:
+        """Whether frozen layers run once for all trials."""
+        return self._maps is not None
+
+    def sample(self) -> Batch:
+        """A first batch as `training` feeds it; frozen layers run over it, nothing is stored."""
+        size, positions = self._pass_size, self._data.splits["train"]
+        plan = batches.evaluation_plan(np.resize(positions, size), size)
+        if self._maps is None:
+            return next(self._images.batches(plan))
+        return next(self._maps.fresh(plan, 0))
+
+    @property
     def lives(self) -> bool:
         """Whether the frozen layers run over newly augmented images in every epoch."""
         return self._maps is not None and self._augmented and not self._config.cache.views

@@ -1,0 +1,173 @@
+"""After the search: the ranking, how far the winner flatters, and what is made of it.
+
+Report B takes the winner by validation accuracy, trains it on train and validation images for the
+winner's number of epochs, unfreezes and fine-tunes for as many again, and then reads the test
+split. Nothing is held out while fine-tuning there; beside it, *held_out* keeps the validation split
+for choosing the epoch in both phases. Each protocol reads the test split once, at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxrjax import config as config_lib
+from cxrjax import log
+from cxrjax.config import Config
+from cxrjax.data.dataset import Dataset
+from cxrjax.errors import UserError, writing
+from cxrjax.loop import train_and_evaluate
+from cxrjax.sweep import figures, selection
+from cxrjax.sweep.grid import Point, Sweep
+from cxrjax.sweep.search import DataSets
+from cxrjax.sweep.table import rows
+from cxrjax.sweep.trials import Trials
+
+_REMEDY = "choose another --workdir"
+_LISTED = 10  # points in best.json
+
+
+def run(sweep: Sweep, workdir: Path, ledger: Trials, data_of: DataSets) -> dict[str, Any]:
+    """Writes best.json and the figures, prints the table, and runs the protocols asked for.
+
+    Returns:
+      the content of best.json.
+    Raises:
+      UserError: when no trial finished.
+    """
+    keys = {point.key for point in sweep.points}
+    records = [record for record in ledger.records() if record["key"] in keys]
+    print("\n".join(rows(records)), flush=True)
+    ranking = selection.ranking(records)
+    if not ranking:
+        raise UserError(
+            f"no trial of the sweep in {workdir} finished; {ledger.file} says why: lower the "
+            "learning rates or the batch sizes of the grid."
+        )
+    with writing(workdir, _REMEDY):
+        figures.draw(records, ledger.arrays, sweep.grid, workdir / "figures")
+    winner = _point(sweep, ranking[0])
+    data = data_of(winner.config)
+    best = {
+        "winner": ranking[0] | {"config": winner.fields},
+        "trials": _counts(records),
+        "ranking": ranking[:_LISTED],
+        "optimism": _optimism(ranking, ledger, data, winner.config),
+        "protocols": {},
+    }
+    _write(workdir, best)
+    print(_told(best), flush=True)
+    for name in protocols(sweep.config.sweep.finish):
+        best["protocols"][name] = _protocol(name, winner.config, ranking[0], sweep, workdir)
+        _write(workdir, best)
+        print(_protocol_line(name, best["protocols"][name]), flush=True)
+    return best
+
+
+def protocols(finish: str) -> tuple[str, ...]:
+    """Names of the protocols that `sweep.finish` asks for."""
+    return {"none": (), "both": ("report", "held_out")}.get(finish, (finish,))
+
+
+def phases(name: str, config: Config, epochs: int, sweep: Config) -> list[dict[str, Any]]:
+    """Changes of the winner's configuration, run after run; "folder" names each.
+
+    Args:
+      name: "report" or "held_out".
+      config: of the winner.
+      epochs: the winner's best epoch.
+      sweep: the section of that name of the sweep's configuration.
+    """
+    whole = config.model.trainable_layers < 0  # nothing is left to unfreeze
+    report = name == "report"
+    first: dict[str, Any] = {"folder": f"{name}_first", "eval.test": whole}
+    if report:
+        first |= {"train.on_validation": True, "train.epochs": epochs, "train.patience": 0}
+    if whole:
+        return [first]
+    second = first | {
+        "folder": f"{name}_fine_tuned",
+        "eval.test": True,
+        "model.trainable_layers": sweep.fine_tune_layers,
+        "train.epochs": epochs,
+    }
+    if sweep.fine_tune_learning_rate:
+        second["train.learning_rate"] = sweep.fine_tune_learning_rate
+    return [first, second]
+
+
+def _protocol(
+    name: str, config: Config, winner: Mapping[str, Any], sweep: Sweep, workdir: Path
+) -> dict[str, Any]:
+    runs, before = [], ""
+    for changes in phases(name, config, winner["best_epoch"], sweep.config.sweep):
+        own, folder = config.copy_and_resolve_references(), workdir / "winner" / changes["folder"]
+        for field, value in changes.items():
+            if field != "folder":
+                config_lib.assign(own, field, value, name)
+        if before:
+            own.train.start_from = before
+        config_lib.validate(own)
+        log.say(f"{name}: {folder}")
+        result, _ = train_and_evaluate(own, folder)
+        before = str(folder.absolute())
+        told = {split: result[split] for split in ("validation", "test") if split in result}
+        runs.append({"folder": str(folder), "epochs": result["epochs"], **told})
+    return {"runs": runs, "test": runs[-1]["test"], "test_looks": result["test_looks"]}
+
+
+def _point(sweep: Sweep, best: Mapping[str, Any]) -> Point:
+    """The trial of the best point with the lowest seed."""
+    return next(point for point in sweep.points if point.key in best["keys"])
+
+
+def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    statuses = [record["status"] for record in records]
+    return {status: statuses.count(status) for status in sorted(set(statuses))}
+
+
+def _optimism(
+    ranking: Sequence[Mapping[str, Any]], ledger: Trials, data: Dataset, config: Config
+) -> dict[str, Any]:
+    """See `selection.optimism`; of points, each image's hits averaged over the seeds."""
+    positions = data.splits["validation"]
+    labels = np.asarray(data.store.labels[positions])
+    hits = []
+    for entry in ranking:
+        chosen = [ledger.arrays(key)["probabilities"].argmax(axis=1) for key in entry["keys"]]
+        hits.append(np.mean([of_seed == labels for of_seed in chosen], axis=0))
+    return selection.optimism(
+        np.asarray(hits), data.groups[positions], config.eval.resamples, config.seed
+    )
+
+
+def _told(best: Mapping[str, Any]) -> str:
+    winner, found = best["winner"], best["optimism"]
+    values = ", ".join(f"{field}={value}" for field, value in winner["values"].items())
+    return (
+        f"winner     {values or 'the only point'}: validation accuracy "
+        f"{_interval(winner['accuracy'])}, best epoch {winner['best_epoch']}\n"
+        f"optimism   {found['optimism']['value']:+.3f} [{found['optimism']['low']:+.3f}, "
+        f"{found['optimism']['high']:+.3f}]: as the best of {len(best['ranking'])} or more points "
+        f"its accuracy is worth {found['corrected']:.3f}"
+    )
+
+
+def _protocol_line(name: str, done: Mapping[str, Any]) -> str:
+    accuracy = done["test"]["accuracy"]
+    return (
+        f"{name:10} test accuracy {_interval(accuracy)}; "
+        f"test split read {done['test_looks']} time(s) so far"
+    )
+
+
+def _interval(metric: Mapping[str, Any]) -> str:
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}] n={metric['n']}"
+
+
+def _write(workdir: Path, best: Mapping[str, Any]) -> None:
+    with writing(workdir, _REMEDY):
+        log.write_json(workdir / "best.json", dict(best))

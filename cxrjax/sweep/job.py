@@ -1,0 +1,65 @@
+"""A sweep from its plan to best.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cxrjax import log, runtime
+from cxrjax.errors import writing
+from cxrjax.stop_signals import StopSignals
+from cxrjax.sweep import finish, plan_text, search
+from cxrjax.sweep.grid import Sweep
+from cxrjax.sweep.measure import Meter
+from cxrjax.sweep.table import Table
+from cxrjax.sweep.trials import Trials
+
+REMEDY = "choose another --workdir"
+
+
+def run(
+    sweep: Sweep,
+    workdir: Path,
+    *,
+    dry_run: bool = False,
+    part: tuple[int, int] | None = None,
+    backend: str = "local",
+    workers: int = 2,
+) -> None:
+    """Plans, runs what is left, and finishes the winner once every trial is recorded.
+
+    Args:
+      part: (index, count): run that part of the trials only, and finish nothing.
+      backend: "local" or "ray".
+      workers: processes of a local Ray cluster.
+    Raises:
+      UserError: for bad input; what was written before stays.
+      KeyboardInterrupt: after SIGINT or SIGTERM; finished trials are in the ledger.
+    """
+    ledger, data_of = Trials(workdir), search.DataSets()
+    found = search.check(sweep, data_of, ledger)
+    points = search.shard(sweep.points, *part) if part else sweep.points
+    done = ledger.finished() & {point.key for point in points}
+    meter = Meter(data_of, search.is_frozen)
+    log.say("measuring the compiled steps")
+    units = search.make_plan(points, done, meter)
+    told = plan_text.describe(units, sweep, meter, len(done))
+    print(plan_text.plan_text(told, str(runtime.describe()["device"])), flush=True)
+    if dry_run:
+        return
+    with writing(workdir, REMEDY):
+        workdir.mkdir(parents=True, exist_ok=True)
+        search.keep_settings(workdir, sweep)
+    keys = {point.key for point in points}
+    kept = [record for record in ledger.records() if record["key"] in keys]
+    with StopSignals() as stop, Table(len(points), kept) as table:
+        if backend == "ray":
+            from cxrjax.sweep import ray_backend
+
+            ray_backend.run(units, sweep, found, ledger, table, workers, lambda: stop.requested)
+        else:
+            search.run_here(units, data_of, found, ledger, table, meter, lambda: stop.requested)
+    missing = {point.key for point in sweep.points} - ledger.finished()
+    if part is not None or missing:
+        print(f"{len(missing)} of {len(sweep.points)} trials are still to run ({workdir})")
+        return
+    finish.run(sweep, workdir, ledger, data_of)

@@ -1,0 +1,141 @@
+"""Times the compiled steps of a plan before it is run: which way is faster, how long it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+
+from cxrjax import build
+from cxrjax.config import Config
+from cxrjax.data.batches import Batch
+from cxrjax.data.dataset import Dataset
+from cxrjax.models import lowering
+from cxrjax.sweep import plan as planning
+from cxrjax.sweep.lanes import Lanes, first_states
+from cxrjax.sweep.plan import SEPARATE, STACKED, Cohort, Unit
+from cxrjax.sweep.run_unit import optimizer_of
+from cxrjax.sweep.stream import Stream
+
+_STEPS = 2  # timed; the fastest counts
+_PROBED = 2  # trials stacked to try it, where the whole network is trained on a CPU
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one compiled step; None where it cannot be run."""
+
+    compile_seconds: float
+    step_seconds: float  # of all trials of the cohort
+    memory: int  # bytes of arguments, results and intermediates
+    trunk_seconds: float  # of one pass of frozen layers over P images
+
+
+class Meter:
+    """Costs of cohorts, measured once for each compiled step on the first batch of the data."""
+
+    def __init__(self, data_of: Callable[[Config], Dataset], is_frozen: Callable[[Config], bool]):
+        self._data_of, self._is_frozen = data_of, is_frozen
+        self._costs: dict[str, Cost | None] = {}
+        self._choices: dict[str, bool] = {}
+        self._stream: tuple[str, Any] | None = None  # the last, kept for the next cohort
+
+    def stack(self, cohort: Cohort) -> bool:
+        """Whether stacking the trials of a cohort takes less time than one after another."""
+        asked = cohort.config.sweep.stack
+        if asked != "auto":
+            return asked == "always"
+        whole_network = not self._is_frozen(cohort.config)
+        few = whole_network and lowering.is_cpu()
+        # There the network decides how much slower convolutions of many kernels at once are.
+        key = cohort.config.model.name if few else cohort.program
+        if key not in self._choices:
+            points = cohort.points[:_PROBED] if few else cohort.points
+            stacked = self.cost(Cohort(points, STACKED))
+            single = self.cost(Cohort(points[:1], SEPARATE))
+            enough = stacked is not None and single is not None
+            self._choices[key] = bool(
+                enough and stacked.step_seconds < len(points) * single.step_seconds
+            )
+        return self._choices[key]
+
+    def cost(self, cohort: Cohort) -> Cost | None:
+        """What one step of a cohort costs: of its trials together, in the mode it has."""
+        separate = cohort.mode == SEPARATE
+        probe = replace(cohort, points=cohort.points[:1]) if separate else cohort
+        if probe.program not in self._costs:
+            try:
+                self._costs[probe.program] = self._measure(probe)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                self._costs[probe.program] = None
+        cost = self._costs[probe.program]
+        if cost is None or not separate:
+            return cost
+        return replace(cost, step_seconds=cost.step_seconds * len(cohort.points))
+
+    def seconds(self, unit: Unit) -> float | None:
+        """An upper bound of a unit's time, as if no trial stopped early; None: unknown."""
+        data, total = self._data_of(unit.config), 0.0
+        n, held_out = (len(data.splits[split]) for split in ("train", "validation"))
+        trunk = 0.0
+        for cohort in unit.cohorts:
+            cost = self.cost(cohort)
+            if cost is None:
+                return None
+            size = cohort.config.train.batch_size
+            # Inference takes about a third of a training step's time per image.
+            total += (n / size + held_out / size / 3) * cost.step_seconds
+            trunk = cost.trunk_seconds / size
+        views, augmented = unit.config.cache.views, _augmented(unit.config)
+        once = unit.shared and not (augmented and not views)
+        passes = (views or 1) * n + held_out if once else 0
+        each_epoch = n * trunk if unit.shared and not once else 0.0
+        return passes * trunk + unit.epochs * (total + each_epoch)
+
+    def _measure(self, cohort: Cohort) -> Cost:
+        stream = self._stream_of(cohort)
+        recipe, variables = stream.network(cohort.config)
+        data, size = self._data_of(cohort.config), cohort.config.train.batch_size
+        rule = optimizer_of(cohort.config)
+        settings = [build.settings(point.config, data) for point in cohort.points]
+        states = first_states(variables, recipe, rule, settings)
+        lanes = Lanes(states, recipe, rule, size, stacked=cohort.mode == STACKED)
+        batch, trunk = _sample(stream)
+        start = time.perf_counter()
+        memory = lanes.compile(batch)
+        compiled = time.perf_counter() - start
+        lanes.train(batch)
+        step = min(_timed(lambda: lanes.train(batch) or lanes.wait()) for _ in range(_STEPS))
+        return Cost(compiled, step, memory, trunk)
+
+    def _stream_of(self, cohort: Cohort) -> Stream:
+        shared = self._is_frozen(cohort.config)
+        size = cohort.config.train.batch_size
+        key = planning.signature(cohort.points[0], set()) + str(size)
+        if self._stream is None or self._stream[0] != key:
+            data = self._data_of(cohort.config)
+            self._stream = key, Stream(cohort.config, data, size, shared=shared)
+        return self._stream[1]
+
+
+def _augmented(config: Config) -> bool:
+    return bool(config.augment.shift or config.augment.rotation or config.augment.zoom)
+
+
+def _sample(stream: Stream) -> tuple[Batch, float]:
+    """A batch, and the seconds that frozen layers take for it."""
+    batch = stream.sample()
+    if not stream.shared:
+        return batch, 0.0
+    return batch, min(_timed(lambda: jax.block_until_ready(stream.sample())) for _ in range(_STEPS))
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

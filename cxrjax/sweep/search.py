@@ -1,0 +1,173 @@
+"""The search itself: which trials are left, how they are run, and the ledger they go to."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from cxrjax import build, log
+from cxrjax import config as config_lib
+from cxrjax.config import Config
+from cxrjax.data import dataset
+from cxrjax.data.dataset import Dataset
+from cxrjax.errors import UserError
+from cxrjax.models import classifier
+from cxrjax.sweep import plan as planning
+from cxrjax.sweep import run_unit
+from cxrjax.sweep.grid import Point, Sweep
+from cxrjax.sweep.measure import Meter
+from cxrjax.sweep.plan import Unit
+from cxrjax.sweep.table import Table
+from cxrjax.sweep.trials import Trials
+
+
+class DataSets:
+    """The data sets of a sweep's configurations, each prepared once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Dataset] = {}
+
+    def __call__(self, config: Config) -> Dataset:
+        key = json.dumps(config.data.to_dict(), sort_keys=True)
+        if key not in self._known:
+            self._known[key] = dataset.prepare(config)
+        return self._known[key]
+
+
+def digest(data: Dataset) -> str:
+    """16 hex digits that tell images and split apart."""
+    return hashlib.sha256(f"{data.fingerprint} {data.digest}".encode()).hexdigest()[:16]
+
+
+def is_frozen(config: Config) -> bool:
+    """Whether trials of a configuration start behind frozen layers, see `prefix.applies`."""
+    layers = config.model.trainable_layers
+    if layers < 0 or not config.cache.prefix:
+        return False
+    return _has_frozen_stage(config.model.name, layers, config.model.filters)
+
+
+@functools.cache
+def _has_frozen_stage(name: str, layers: int, filters: int) -> bool:
+    model = config_lib.default().model
+    model.name, model.filters = name, filters
+    network = classifier.build(model, 2)
+    names = classifier.trainable_layer_names(network, layers)
+    return classifier.last_frozen_stage(network, names) is not None
+
+
+def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
+    """Finds out, before anything runs, what would fail later; returns the digest of the data.
+
+    Raises:
+      UserError: for an unknown network, missing weights or data, trials that would be judged on
+        different validation images, or a ledger of other data.
+    """
+    for config in {str(p.config.model.to_dict()): p.config for p in sweep.points}.values():
+        build.check(config)
+        is_frozen(config)  # a number of layers the network does not have
+    digests = {digest(data_of(point.config)) for point in _by_data(sweep.points)}
+    if len(digests) > 1:
+        raise UserError(
+            "the grid varies the data so that trials are judged on different validation images; "
+            "take fields such as data.split_seed out of it."
+        )
+    (found,) = digests
+    keys = {point.key for point in sweep.points}
+    for record in ledger.records():
+        if record["key"] in keys and record.get("data") != found:
+            raise UserError(
+                f"{ledger.file} holds trials on other data or another split than the one found "
+                "now; point --config.data.dir at the original data or choose another --workdir."
+            )
+    return found
+
+
+def _by_data(points: Iterable[Point]) -> list[Point]:
+    return list({json.dumps(p.config.data.to_dict()): p for p in points}.values())
+
+
+def make_plan(points: Sequence[Point], done: set[str], meter: Meter) -> tuple[Unit, ...]:
+    """Units of the trials that are not done."""
+    left = [point for point in points if point.key not in done]
+    return planning.plan(left, is_frozen, meter.stack)
+
+
+def shard(points: Sequence[Point], index: int, count: int) -> tuple[Point, ...]:
+    """The points that fall to one of `count` processes, 0 <= index < count.
+
+    What shares a frozen trunk stays together; other trials are dealt out one by one.
+    """
+    units = planning.plan(points, is_frozen, lambda cohort: False)
+    return tuple(point for unit in units[index::count] for point in unit.points)
+
+
+class Clock:
+    """Time to the end of a search, from what its units were estimated to cost."""
+
+    def __init__(self, estimates: Sequence[float | None]):
+        known = [value for value in estimates if value]
+        typical = sum(known) / len(known) if known else 1.0
+        self._weights = [value or typical for value in estimates]
+        self._start, self._done, self._at = time.perf_counter(), 0.0, 0.0
+
+    def tick(self, number: int, share: float) -> None:
+        """Unit `number` is at a share of its most epochs."""
+        self._at = self._done + share * self._weights[number]
+
+    def finished(self, number: int) -> None:
+        """Unit `number` is done, maybe early."""
+        self._done += self._weights[number]
+        self._at = self._done
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds, as if no further trial stopped early; None: too early to tell."""
+        if self._at <= 0:
+            return None
+        left = max(0.0, sum(self._weights) - self._at)
+        return (time.perf_counter() - self._start) / self._at * left
+
+
+def run_here(
+    units: Sequence[Unit],
+    data_of: DataSets,
+    found: str,
+    ledger: Trials,
+    table: Table,
+    meter: Meter,
+    should_stop: Callable[[], bool],
+) -> None:
+    """Runs the units one after another in this process, each record as soon as it is there.
+
+    Raises:
+      KeyboardInterrupt: when `should_stop()`; finished trials are in the ledger.
+    """
+    clock = Clock([meter.seconds(unit) for unit in units])
+    for number, unit in enumerate(units):
+
+        def tick(share: float, number: int = number) -> None:
+            clock.tick(number, share)
+            table.tick(clock.eta)
+
+        try:
+            for record, arrays in run_unit.run(
+                unit, data_of(unit.config), found, should_stop, tick
+            ):
+                ledger.append(record, arrays)
+                table.add(record, clock.eta)
+        except run_unit.Stopped:
+            raise KeyboardInterrupt(
+                f"finished trials are in {ledger.file}; run the same command to go on."
+            ) from None
+        clock.finished(number)
+
+
+def keep_settings(folder: Path, sweep: Sweep) -> None:
+    """Writes sweep.json: the configuration and the grid."""
+    told = {"config": sweep.config.to_dict(), "grid": sweep.grid}
+    log.write_json(folder / "sweep.json", told)
