@@ -198,7 +198,9 @@ def watched(command: Sequence[str], told: Callable[[str, float], None]) -> tuple
     code, total = process.wait(), time.perf_counter() - start
     if code:
         log.say("".join(lines[-40:]))
-        raise UserError(f"{command[1]} ended with code {code}; what it printed stands above.")
+        raise UserError(
+            f"{' '.join(command[1:3])} ended with code {code}; what it printed stands above."
+        )
     return lines, total
 
 

@@ -27,7 +27,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,9 @@ def _run(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as root:
         overrides["data.cache"] = os.path.join(root, "cache")
         job = Job(arguments, overrides, values, Path(root))
-        result = job.run()
-    arguments.out = arguments.out or HERE / "results" / f"sweep_job-{job.name}.json"
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    log.write_json(arguments.out, result)
+        out = arguments.out or HERE / "results" / f"sweep_job-{job.name}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        result = job.run(lambda part: log.write_json(out, part))
     told = {name: result[name] for name in ("ratio", "point_more") if name in result}
     print(json.dumps(told or result, indent=2))
     return 0
@@ -125,23 +124,31 @@ class Job:
     def _cache(self) -> Path:
         return Path(self.overrides["data.cache"])
 
-    def run(self) -> dict[str, Any]:
-        """Times what the options ask for; returns the result as strict JSON."""
+    def run(self, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Times what the options ask for; returns the result as strict JSON.
+
+        Args:
+          save: called with the result so far whenever a part is there.
+        """
         only, result = self.options.only, self._told()
         chosen = self._chosen()
         if only in (None, "keras"):
             result["keras"] = self.keras(chosen, self.options.keras_epochs)
+            save(result)
         if only in (None, "ours"):
             result["ours"] = self.ours()
+            save(result)
         if only is None:
             again = self.keras(chosen[:1], self.options.keras_epochs)
             result["keras"]["measured"] += again["measured"]
             result["keras"]["drift"] = drift(result["keras"]["measured"])
             self._compare(result)
+            save(result)
         epochs = [int(n) for n in self.options.cost_epochs.split(",") if n]
         asked = only == "cost" or (only is None and self.heads)
         if asked and epochs and len(self.points) > 1:
             result["point_more"] = self.point_more(epochs)
+        save(result)
         return result
 
     def _told(self) -> dict[str, Any]:
