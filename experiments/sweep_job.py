@@ -14,7 +14,9 @@ time. Its whole grid is EXTRAPOLATED from them: for each point
 
 Points have one shape when network, filters and batch size are equal. For sweeps of heads the cost
 of a point more is measured too: the sweep of one point and of all, for the same fixed numbers of
-epochs without early stopping. Other settings as on the sweep's command line: --config.field=value,
+epochs without early stopping. With --views there is a second, stronger peer: a user of Keras who
+thought of storing the features of as many views himself and fits heads on them ("keras_stored").
+Other settings as on the sweep's command line: --config.field=value,
 --grid.field=values. Writes experiments/results/sweep_job-NAME.json.
 """
 
@@ -42,6 +44,7 @@ from cxrjax.runtime import describe
 from cxrjax.sweep import grid
 
 HERE = Path(__file__).resolve().parent
+_HEAD_EPOCHS = 10  # of a head on stored features: they take a fraction of a second each
 SWEEPS = HERE.parent / "configs" / "sweeps"
 
 
@@ -62,7 +65,8 @@ def _run(argv: Sequence[str]) -> int:
         out = arguments.out or HERE / "results" / f"sweep_job-{job.name}.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         result = job.run(lambda part: log.write_json(out, part))
-    told = {name: result[name] for name in ("ratio", "point_more") if name in result}
+    parts = ("ratio", "ratio_to_stored", "point_more")
+    told = {name: result[name] for name in parts if name in result}
     print(json.dumps(told or result, indent=2))
     return 0
 
@@ -142,8 +146,12 @@ class Job:
             again = self.keras(chosen[:1], self.options.keras_epochs)
             result["keras"]["measured"] += again["measured"]
             result["keras"]["drift"] = drift(result["keras"]["measured"])
-            self._compare(result)
+            result["ratio"] = self._compare(result["ours"], result["keras"])
             save(result)
+            if self.options.views and self.heads:
+                stored = self.keras(chosen, max(_HEAD_EPOCHS, self.options.keras_epochs), "stored")
+                result["keras_stored"] = stored
+                result["ratio_to_stored"] = self._compare(result["ours"], stored)
         epochs = [int(n) for n in self.options.cost_epochs.split(",") if n]
         asked = only == "cost" or (only is None and self.heads)
         if asked and epochs and len(self.points) > 1:
@@ -222,8 +230,12 @@ class Job:
         log.say("".join(lines[-3:]).rstrip() + f"\n  {seconds:.1f} s")
         return seconds
 
-    def keras(self, positions: Sequence[int], epochs: int) -> dict[str, Any]:
-        """Runs some points in one process; returns its lines and its seconds beside the points."""
+    def keras(self, positions: Sequence[int], epochs: int, how: str = "loop") -> dict[str, Any]:
+        """Runs some points in one process; returns its lines and its seconds beside the points.
+
+        Args:
+          how: "loop", or "stored": heads on stored features.
+        """
         (self.root / "points.json").write_text(json.dumps(self.points))
         command = [
             *(self.options.python, str(HERE / "peers" / "keras_sweep.py")),
@@ -231,8 +243,9 @@ class Job:
             *(["--weights", str(self.weights)] if self.weights else []),
             *("--points", ",".join(map(str, positions)), "--epochs", str(epochs)),
             *("--augment", self.options.keras_augment),
+            *(["--views", str(self.options.views)] if how == "stored" else []),
         ]
-        log.say(f"running keras: points {positions}, {epochs} epochs each")
+        log.say(f"running keras, {how}: points {positions}, {epochs} epochs each")
         lines, seconds = report_f_job.watched(command, lambda line, seconds: None)
         measured = [json.loads(line) for line in lines if line.startswith('{"point"')]
         for line in measured:
@@ -244,15 +257,13 @@ class Job:
             "augment": self.options.keras_augment,
         }
 
-    def _compare(self, result: dict[str, Any]) -> None:
-        """Adds Keras' extrapolated time and the ratio to ours."""
-        ours, keras = result["ours"], result["keras"]
+    def _compare(self, ours: dict[str, Any], keras: dict[str, Any]) -> dict[str, Any]:
+        """Adds Keras' extrapolated seconds; returns its total and the ratio to ours."""
         epochs = [trial["epochs"] for trial in ours["trials"]]
         shapes = [shape(point["job"]) for point in self.points]
-        told = extrapolate(keras["measured"], shapes, epochs)
-        keras["extrapolated"] = told
+        told = keras["extrapolated"] = extrapolate(keras["measured"], shapes, epochs)
         total, least = (keras["start_seconds"] + sum(told[n]) for n in ("points", "fastest"))
-        result["ratio"] = {
+        return {
             "ours_seconds": ours["search_seconds"],  # measured
             "keras_seconds": total,  # extrapolated
             "ratio": total / ours["search_seconds"],

@@ -13,7 +13,9 @@ epoch, counted from 1, and validation accuracy and loss there.
 Written for speed: decoded images lie in memory, batches are formed before they are converted,
 conversion runs in parallel and ahead of training, converted validation batches are kept, images are
 augmented as one grey channel. Keras' own layers augment, in the pipeline or in front of the network
-(--augment).
+(--augment). With --views K the user thought of storing features himself: the frozen backbone runs
+once over K augmented views of each training image, a head alone is fitted for each point on a view
+of each image drawn anew, and a first line {"prepare_seconds": ...} tells what the features took.
 """
 
 from __future__ import annotations
@@ -44,6 +46,7 @@ def main() -> None:
     parser.add_argument("--points", default="", help="positions, e.g. 0,5,13; default: all")
     parser.add_argument("--epochs", type=int, required=True, help="at most so many each")
     parser.add_argument("--augment", choices=("pipeline", "model"), default="pipeline")
+    parser.add_argument("--views", type=int, default=0, help="fit heads on stored features")
     arguments = parser.parse_args()
     points = json.loads(arguments.jobs.read_text())
     chosen = [int(i) for i in arguments.points.split(",") if i] or range(len(points))
@@ -53,6 +56,10 @@ def main() -> None:
     for name in ("train", "validation"):
         rows = np.load(arguments.data / f"{name}.npy")
         splits[name] = (images[rows], labels[rows])
+    if arguments.views:
+        start = time.perf_counter()
+        splits = _features(points[chosen[0]]["job"], splits, arguments)
+        print(json.dumps({"prepare_seconds": time.perf_counter() - start}), flush=True)
     for i in chosen:
         keras.utils.clear_session(free_memory=True)
         keras.utils.set_random_seed(0)
@@ -65,9 +72,12 @@ def main() -> None:
 
 def fit(job: dict[str, Any], splits: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Trains one point from the beginning; see the module for what is returned."""
-    model = keras_network.build(job, weights=options.weights)
-    if options.augment == "model":
-        model = _augmenting(model, job)
+    if options.views:
+        model, pipeline = keras_network.head(splits["train"][0].shape[-1], job), _stored
+    else:
+        model, pipeline = keras_network.build(job, weights=options.weights), _pipeline
+        if options.augment == "model":
+            model = _augmenting(model, job)
     binary = job["logits"] == 1
     accuracy = (
         keras.metrics.BinaryAccuracy(name="accuracy", threshold=0.0)  # of a logit
@@ -81,8 +91,8 @@ def fit(job: dict[str, Any], splits: dict[str, Any], options: argparse.Namespace
             keras.callbacks.EarlyStopping(patience=job["patience"], restore_best_weights=True)
         )
     history = model.fit(
-        _pipeline(*splits["train"], job, options.augment, train=True),
-        validation_data=_pipeline(*splits["validation"], job, options.augment, train=False),
+        pipeline(*splits["train"], job, options.augment, train=True),
+        validation_data=pipeline(*splits["validation"], job, options.augment, train=False),
         epochs=options.epochs,
         class_weight=_class_weight(splits["train"][1], job),
         callbacks=[*callbacks, clock],  # the clock last: what the others do is of the epoch
@@ -129,22 +139,68 @@ def _augmenting(model: keras.Model, job: dict[str, Any]) -> keras.Model:
 def _pipeline(images, labels, job: dict[str, Any], augment: str, *, train: bool):
     """Batches of float images [B, S, S, C], or of grey ones where the model augments."""
     layers = _augmentation(job) if train and augment == "pipeline" else []
-    mean = tf.constant(job["mean"], tf.float32)
-    std = tf.constant(job["std"], tf.float32)
-
-    def convert(batch, label):
-        grey = tf.cast(batch, tf.float32)[..., None]
-        for layer in layers:
-            grey = layer(grey, training=True)
-        return grey if augment == "model" else (grey / 255 - mean) / std, label
-
+    convert = _converter(job, layers, normalize=augment != "model")
     if job["logits"] == 1:
         labels = labels[:, None]
     with tf.device("/cpu:0"):
         dataset = tf.data.Dataset.from_tensor_slices((images, labels)).cache()
     if train:
         dataset = dataset.shuffle(len(labels), seed=0)
-    dataset = dataset.batch(job["batch_size"]).map(convert, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(job["batch_size"]).map(
+        lambda batch, label: (convert(batch), label), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    if not train:
+        dataset = dataset.cache()
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _converter(job: dict[str, Any], layers: list[keras.Layer], *, normalize: bool = True):
+    """uint8 [B, S, S] to float [B, S, S, C], or to grey ones in 0..255 where not normalised."""
+    mean = tf.constant(job["mean"], tf.float32)
+    std = tf.constant(job["std"], tf.float32)
+
+    def convert(batch):
+        grey = tf.cast(batch, tf.float32)[..., None]
+        for layer in layers:
+            grey = layer(grey, training=True)
+        return (grey / 255 - mean) / std if normalize else grey
+
+    return convert
+
+
+def _features(job: dict[str, Any], splits: dict[str, Any], options: argparse.Namespace) -> dict:
+    """Pooled features [n, views, F] instead of images; one view of validation images."""
+    network = keras_network.build(job, weights=options.weights)
+    pool = next(x for x in network.layers if isinstance(x, keras.layers.GlobalAveragePooling2D))
+    trunk = keras.Model(network.input, pool.output)
+    kept = {}
+    for name, (images, labels) in splits.items():
+        views, layers = (options.views, _augmentation(job)) if name == "train" else (1, [])
+        plain = tf.data.Dataset.from_tensor_slices(images).batch(64)
+        dataset = plain.map(_converter(job, layers), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.prefetch(tf.data.AUTOTUNE)
+        kept[name] = (
+            np.stack([trunk.predict(dataset, verbose=0) for _ in range(views)], axis=1),
+            labels,
+        )
+    return kept
+
+
+def _stored(features, labels, job: dict[str, Any], augment: str, *, train: bool):
+    """Batches [B, F] of one stored view of each image, drawn anew."""
+    views = features.shape[1]
+
+    def choose(batch, label):
+        view = tf.random.uniform(tf.shape(batch)[:1], maxval=views, dtype=tf.int32)
+        return tf.gather(batch, view, axis=1, batch_dims=1), label
+
+    if job["logits"] == 1:
+        labels = labels[:, None]
+    with tf.device("/cpu:0"):
+        dataset = tf.data.Dataset.from_tensor_slices((features, labels))
+    if train:
+        dataset = dataset.shuffle(len(labels), seed=0)
+    dataset = dataset.batch(job["batch_size"]).map(choose, num_parallel_calls=tf.data.AUTOTUNE)
     if not train:
         dataset = dataset.cache()
     return dataset.prefetch(tf.data.AUTOTUNE)
