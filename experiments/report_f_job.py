@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def _run(argv: Sequence[str]) -> int:
         config = config_lib.load(str(CONFIG), overrides)
         weights = build.check(config)
         data = dataset.prepare(config)
-        _export(data, Path(root, "data"))
+        export(data, Path(root, "data"))
         commands = {
             "ours": _ours(overrides, root),
             "keras": _keras(arguments.python, config, weights, root),
@@ -115,8 +115,8 @@ def _draw(images: int) -> tuple[int, int, int]:
     return parts[0], parts[1], parts[2]
 
 
-def _export(data: dataset.Dataset, folder: Path) -> None:
-    """Writes the decoded images, labels and splits as .npy files for the peer."""
+def export(data: dataset.Dataset, folder: Path) -> None:
+    """Writes the decoded images, labels and splits as .npy files for a peer, see keras_job."""
     folder.mkdir()
     np.save(folder / "images.npy", data.store.images)
     np.save(folder / "labels.npy", np.asarray(data.store.labels, np.int32))
@@ -149,26 +149,17 @@ def timed(command: Sequence[str]) -> dict[str, Any]:
     Raises:
       UserError: when the command fails.
     """
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        cwd=HERE.parent,
-        env={name: value for name, value in os.environ.items() if name != _COMPILED},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    marks, lines = [], []
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
+    marks = []
+
+    def keep(line: str, seconds: float) -> None:
         if _EPOCH.match(line):
-            marks.append(time.perf_counter() - start)
-            log.say(f"  {marks[-1]:.1f} s: {line.strip()}")
-    code, total = process.wait(), time.perf_counter() - start
-    if code or len(marks) < 2:
+            marks.append(seconds)
+            log.say(f"  {seconds:.1f} s: {line.strip()}")
+
+    lines, total = watched(command, keep)
+    if len(marks) < 2:
         log.say("".join(lines[-40:]))
-        raise UserError(f"{command[1]} ended with code {code}; what it printed stands above.")
+        raise UserError(f"{command[1]} ran {len(marks)} epochs; two are the fewest.")
     later = np.diff(marks)
     return {
         "seconds": total,
@@ -178,6 +169,39 @@ def timed(command: Sequence[str]) -> dict[str, Any]:
         "after_last_epoch": total - marks[-1],
         "told": json.loads(lines[-1]) if lines[-1].startswith("{") else None,
     }
+
+
+def watched(command: Sequence[str], told: Callable[[str, float], None]) -> tuple[list[str], float]:
+    """Runs a command in this checkout and looks at each line as it comes.
+
+    Args:
+      told: called with a line and the seconds since the start.
+    Returns:
+      all lines, standard error among them, and the seconds until it ended.
+    Raises:
+      UserError: when the command fails.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command,
+        cwd=HERE.parent,
+        env={name: value for name, value in os.environ.items() if name != _COMPILED},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.append(line)
+        told(line, time.perf_counter() - start)
+    code, total = process.wait(), time.perf_counter() - start
+    if code:
+        log.say("".join(lines[-40:]))
+        raise UserError(
+            f"{' '.join(command[1:3])} ended with code {code}; what it printed stands above."
+        )
+    return lines, total
 
 
 _COMPILED = "JAX_COMPILATION_CACHE_DIR"  # of the user's: our programs are to be compiled anew

@@ -28,8 +28,18 @@ def build(job: dict[str, Any], weights: str | None = None) -> keras.Model:
     n = job["trainable_layers"]
     for layer in backbone.layers[: len(backbone.layers) - n if n >= 0 else 0]:
         layer.trainable = False
-    head, x = job["head"], backbone.output
-    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.GlobalAveragePooling2D()(backbone.output)
+    return keras.Model(backbone.input, _logits(x, job))
+
+
+def head(features: int, job: dict[str, Any]) -> keras.Model:
+    """What `build` puts behind the pool: [B, features] to logits [B, K]."""
+    inputs = keras.Input((features,))
+    return keras.Model(inputs, _logits(inputs, job))
+
+
+def _logits(x: Any, job: dict[str, Any]) -> Any:
+    head = job["head"]
     if head["batch_norm"]:
         x = keras.layers.BatchNormalization()(x)
     if head["dense"]:
@@ -37,8 +47,7 @@ def build(job: dict[str, Any], weights: str | None = None) -> keras.Model:
         x = keras.layers.Dense(head["dense"], activation="relu", kernel_regularizer=l2)(x)
     if head["dropout"]:
         x = keras.layers.Dropout(head["dropout"])(x)
-    logits = keras.layers.Dense(job["logits"], dtype="float32")(x)
-    return keras.Model(backbone.input, logits)
+    return keras.layers.Dense(job["logits"], dtype="float32")(x)
 
 
 def _baseline(shape: tuple[int, int, int], filters: int) -> keras.Model:
