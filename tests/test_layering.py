@@ -45,6 +45,7 @@ LAYERS = [
         "audit.__main__",
         "lungs.__main__",
         "explain.__main__",
+        "sweep.__main__",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -144,6 +145,7 @@ def test_heavy_libraries_have_one_owner(name, tree):
         "cxrjax.lungs",
         "cxrjax.explain",
         "cxrjax.predict",
+        "cxrjax.sweep",
         "cxrjax",
     ],
 )

@@ -8,8 +8,7 @@ import pytest
 
 from cxrjax import config, loop
 from cxrjax.data import dataset
-from cxrjax.sweep import grid, plan, run_unit, search
-from cxrjax.sweep import trial as trials
+from cxrjax.sweep import grid, plan, run_unit, search, trials
 
 # Stacked matrix products sum in another order; Adam's division by small second moments then
 # magnifies the last digit. What is compared are losses near 1.4 after several epochs.

@@ -39,7 +39,7 @@ def run(sweep: Sweep, workdir: Path, ledger: Trials, data_of: DataSets) -> dict[
       UserError: when no trial finished.
     """
     keys = {point.key for point in sweep.points}
-    records = [record for record in ledger.records() if record["key"] in keys]
+    records = [record for key, record in ledger.records().items() if key in keys]
     print("\n".join(rows(records)), flush=True)
     ranking = selection.ranking(records)
     if not ranking:
@@ -136,7 +136,8 @@ def _optimism(
     positions = data.splits["validation"]
     labels = np.asarray(data.store.labels[positions])
     hits = []
-    for entry in ranking:
+    whole = [entry for entry in ranking if not entry["lost"]] or ranking
+    for entry in whole:  # in the order in which they would win
         chosen = [ledger.arrays(key)["probabilities"].argmax(axis=1) for key in entry["keys"]]
         hits.append(np.mean([of_seed == labels for of_seed in chosen], axis=0))
     return selection.optimism(
@@ -146,13 +147,17 @@ def _optimism(
 
 def _told(best: Mapping[str, Any]) -> str:
     winner, found = best["winner"], best["optimism"]
+    flatters, corrected = found["optimism"], found["corrected"]
     values = ", ".join(f"{field}={value}" for field, value in winner["values"].items())
     return (
         f"winner     {values or 'the only point'}: validation accuracy "
-        f"{_interval(winner['accuracy'])}, best epoch {winner['best_epoch']}\n"
-        f"optimism   {found['optimism']['value']:+.3f} [{found['optimism']['low']:+.3f}, "
-        f"{found['optimism']['high']:+.3f}]: as the best of {len(best['ranking'])} or more points "
-        f"its accuracy is worth {found['corrected']:.3f}"
+        f"{_interval(winner['accuracy'])}, best epoch {winner['best_epoch']}; "
+        f"{found['not_distinguishable']} other points are not distinguishable from it\n"
+    ) + (
+        "optimism   unknown, all validation images are near-duplicates"
+        if corrected is None
+        else f"optimism   {_interval(flatters)}: picked as the best of {found['trials']}, its "
+        f"accuracy is worth {corrected:.3f}"
     )
 
 

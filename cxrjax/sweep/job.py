@@ -38,7 +38,7 @@ def run(
     ledger, data_of = Trials(workdir), search.DataSets()
     found = search.check(sweep, data_of, ledger)
     points = search.shard(sweep.points, *part) if part else sweep.points
-    done = ledger.finished() & {point.key for point in points}
+    done = ledger.over() & {point.key for point in points}
     meter = Meter(data_of, search.is_frozen)
     log.say("measuring the compiled steps")
     units = search.make_plan(points, done, meter)
@@ -50,15 +50,15 @@ def run(
         workdir.mkdir(parents=True, exist_ok=True)
         search.keep_settings(workdir, sweep)
     keys = {point.key for point in points}
-    kept = [record for record in ledger.records() if record["key"] in keys]
+    kept = [record for key, record in ledger.records().items() if key in keys]
     with StopSignals() as stop, Table(len(points), kept) as table:
         if backend == "ray":
             from cxrjax.sweep import ray_backend
 
-            ray_backend.run(units, sweep, found, ledger, table, workers, lambda: stop.requested)
+            ray_backend.run(units, found, ledger, table, workers, lambda: stop.requested)
         else:
             search.run_here(units, data_of, found, ledger, table, meter, lambda: stop.requested)
-    missing = {point.key for point in sweep.points} - ledger.finished()
+    missing = {point.key for point in sweep.points} - ledger.over()
     if part is not None or missing:
         print(f"{len(missing)} of {len(sweep.points)} trials are still to run ({workdir})")
         return

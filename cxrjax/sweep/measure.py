@@ -11,7 +11,6 @@ import jax
 
 from cxrjax import build
 from cxrjax.config import Config
-from cxrjax.data.batches import Batch
 from cxrjax.data.dataset import Dataset
 from cxrjax.models import lowering
 from cxrjax.sweep import plan as planning
@@ -20,18 +19,17 @@ from cxrjax.sweep.plan import SEPARATE, STACKED, Cohort, Unit
 from cxrjax.sweep.run_unit import optimizer_of
 from cxrjax.sweep.stream import Stream
 
-_STEPS = 2  # timed; the fastest counts
+_STEPS = 3  # timed; the fastest counts
 _PROBED = 2  # trials stacked to try it, where the whole network is trained on a CPU
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one compiled step; None where it cannot be run."""
+    """Of one compiled step."""
 
     compile_seconds: float
     step_seconds: float  # of all trials of the cohort
     memory: int  # bytes of arguments, results and intermediates
-    trunk_seconds: float  # of one pass of frozen layers over P images
 
 
 class Meter:
@@ -41,6 +39,7 @@ class Meter:
         self._data_of, self._is_frozen = data_of, is_frozen
         self._costs: dict[str, Cost | None] = {}
         self._choices: dict[str, bool] = {}
+        self._trunks: dict[str, float] = {}
         self._stream: tuple[str, Any] | None = None  # the last, kept for the next cohort
 
     def stack(self, cohort: Cohort) -> bool:
@@ -63,7 +62,7 @@ class Meter:
         return self._choices[key]
 
     def cost(self, cohort: Cohort) -> Cost | None:
-        """What one step of a cohort costs: of its trials together, in the mode it has."""
+        """What one step of all its trials costs, in the mode it has; None: it does not fit."""
         separate = cohort.mode == SEPARATE
         probe = replace(cohort, points=cohort.points[:1]) if separate else cohort
         if probe.program not in self._costs:
@@ -78,11 +77,23 @@ class Meter:
             return cost
         return replace(cost, step_seconds=cost.step_seconds * len(cohort.points))
 
+    def trunk(self, unit: Unit) -> float:
+        """Seconds of one pass of the frozen layers over P images; 0 where nothing is shared."""
+        if not unit.shared:
+            return 0.0
+        key = planning.signature(unit.cohorts[0].points[0], planning.NUMBERS | planning.BEHIND)
+        key = f"{key} {unit.pass_size}"
+        if key not in self._trunks:
+            data = self._data_of(unit.config)
+            stream = Stream(unit.config, data, unit.pass_size, shared=True)
+            stream.run_frozen()  # compiles
+            self._trunks[key] = min(_timed(stream.run_frozen) for _ in range(_STEPS))
+        return self._trunks[key]
+
     def seconds(self, unit: Unit) -> float | None:
         """An upper bound of a unit's time, as if no trial stopped early; None: unknown."""
         data, total = self._data_of(unit.config), 0.0
         n, held_out = (len(data.splits[split]) for split in ("train", "validation"))
-        trunk = 0.0
         for cohort in unit.cohorts:
             cost = self.cost(cohort)
             if cost is None:
@@ -90,49 +101,42 @@ class Meter:
             size = cohort.config.train.batch_size
             # Inference takes about a third of a training step's time per image.
             total += (n / size + held_out / size / 3) * cost.step_seconds
-            trunk = cost.trunk_seconds / size
-        views, augmented = unit.config.cache.views, _augmented(unit.config)
-        once = unit.shared and not (augmented and not views)
-        passes = (views or 1) * n + held_out if once else 0
-        each_epoch = n * trunk if unit.shared and not once else 0.0
-        return passes * trunk + unit.epochs * (total + each_epoch)
+        if not unit.shared:
+            return unit.epochs * total
+        of_image, views = self.trunk(unit) / unit.pass_size, unit.config.cache.views
+        augment = unit.config.augment
+        augmented = bool(augment.shift or augment.rotation or augment.zoom)
+        passes = unit.epochs if augmented and not views else max(1, min(views, unit.epochs))
+        return (passes * n + held_out) * of_image + unit.epochs * total
 
     def _measure(self, cohort: Cohort) -> Cost:
+        data, config = self._data_of(cohort.config), cohort.config
         stream = self._stream_of(cohort)
-        recipe, variables = stream.network(cohort.config)
-        data, size = self._data_of(cohort.config), cohort.config.train.batch_size
-        rule = optimizer_of(cohort.config)
+        recipe, variables = stream.network(config)
+        rule, size = optimizer_of(config), config.train.batch_size
         settings = [build.settings(point.config, data) for point in cohort.points]
         states = first_states(variables, recipe, rule, settings)
         lanes = Lanes(states, recipe, rule, size, stacked=cohort.mode == STACKED)
-        batch, trunk = _sample(stream)
+        batch = stream.sample(size)
         start = time.perf_counter()
         memory = lanes.compile(batch)
         compiled = time.perf_counter() - start
-        lanes.train(batch)
-        step = min(_timed(lambda: lanes.train(batch) or lanes.wait()) for _ in range(_STEPS))
-        return Cost(compiled, step, memory, trunk)
+
+        def step() -> None:
+            lanes.train(batch)
+            lanes.wait()
+
+        step()
+        return Cost(compiled, min(_timed(step) for _ in range(_STEPS)), memory)
 
     def _stream_of(self, cohort: Cohort) -> Stream:
-        shared = self._is_frozen(cohort.config)
-        size = cohort.config.train.batch_size
-        key = planning.signature(cohort.points[0], set()) + str(size)
+        """The stream of the last cohort, where this one may have it too: it holds the trunk."""
+        key = planning.signature(cohort.points[0], planning.NUMBERS | planning.BEHIND)
         if self._stream is None or self._stream[0] != key:
-            data = self._data_of(cohort.config)
+            data, size = self._data_of(cohort.config), cohort.config.train.batch_size
+            shared = self._is_frozen(cohort.config)
             self._stream = key, Stream(cohort.config, data, size, shared=shared)
         return self._stream[1]
-
-
-def _augmented(config: Config) -> bool:
-    return bool(config.augment.shift or config.augment.rotation or config.augment.zoom)
-
-
-def _sample(stream: Stream) -> tuple[Batch, float]:
-    """A batch, and the seconds that frozen layers take for it."""
-    batch = stream.sample()
-    if not stream.shared:
-        return batch, 0.0
-    return batch, min(_timed(lambda: jax.block_until_ready(stream.sample())) for _ in range(_STEPS))
 
 
 def _timed(call: Callable[[], Any]) -> float:

@@ -28,7 +28,7 @@ NUMBERS = {
     "model.head.l2",
 }
 # Of what lies behind a frozen trunk.
-_BEHIND = {
+BEHIND = {
     "model.head.batch_norm",
     "model.head.dense",
     "model.head.one_logit",
@@ -101,7 +101,7 @@ def plan(
       stack: whether a cohort of two trials or more is faster stacked.
     """
     units: list[Unit] = []
-    streams = _grouped(points, NUMBERS | _BEHIND)
+    streams = _grouped(points, NUMBERS | BEHIND)
     for stream in streams:
         if is_frozen(stream[0].config):
             cohorts = [_cohort(part, stack) for part in _grouped(stream, NUMBERS)]

@@ -40,7 +40,7 @@ def _entry(cohort: Cohort, unit: Unit, sweep: Sweep, meter: Meter) -> dict[str, 
         "batch_size": cohort.config.train.batch_size,
         "images_at_once": unit.pass_size,
         "step_seconds": cost and cost.step_seconds,
-        "trunk_seconds": cost and cost.trunk_seconds,
+        "trunk_seconds": cost and meter.trunk(unit),
         "compile_seconds": cost and cost.compile_seconds,
         "memory_bytes": cost and cost.memory,
     }

@@ -17,7 +17,8 @@ from cxrjax.sweep import plan as planning
 from cxrjax.sweep.lanes import Lanes, first_states, piece
 from cxrjax.sweep.plan import Cohort, Unit
 from cxrjax.sweep.stream import Stop, Stream
-from cxrjax.sweep.trial import OUT_OF_MEMORY, Trial
+from cxrjax.sweep.trial import Trial
+from cxrjax.sweep.trials import OUT_OF_MEMORY
 
 Finished = tuple[dict[str, Any], dict[str, np.ndarray]]  # a record and its arrays, see `Trial`
 Tick = Callable[[float], None]  # how far the unit is, as a share of its most epochs

@@ -78,8 +78,8 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
         )
     (found,) = digests
     keys = {point.key for point in sweep.points}
-    for record in ledger.records():
-        if record["key"] in keys and record.get("data") != found:
+    for key, record in ledger.records().items():
+        if key in keys and record.get("data") != found:
             raise UserError(
                 f"{ledger.file} holds trials on other data or another split than the one found "
                 "now; point --config.data.dir at the original data or choose another --workdir."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import build, prefix, step
@@ -42,13 +44,22 @@ class Stream:
         """Whether frozen layers run once for all trials."""
         return self._maps is not None
 
-    def sample(self) -> Batch:
-        """A first batch as `training` feeds it; frozen layers run over it, nothing is stored."""
-        size, positions = self._pass_size, self._data.splits["train"]
-        plan = batches.evaluation_plan(np.resize(positions, size), size)
+    def sample(self, size: int) -> Batch:
+        """A batch of `size` examples as a trial is fed it, maps of frozen layers being made up."""
+        plan = batches.evaluation_plan(np.resize(self._data.splits["train"], size), size)
+        batch = next(self._images.batches(plan))
         if self._maps is None:
-            return next(self._images.batches(plan))
-        return next(self._maps.fresh(plan, 0))
+            return batch
+        drawn = np.random.default_rng(0).random((size, *self._maps.shape), np.float32)
+        maps = jnp.asarray(drawn, self._maps.dtype)
+        return {"maps": maps} | {name: batch[name] for name in ("label", "index", "mask")}  # type: ignore[return-value]
+
+    def run_frozen(self) -> None:
+        """Runs the frozen layers over one batch as `training` does; nothing is stored."""
+        assert self._maps is not None
+        size = self._pass_size
+        plan = batches.evaluation_plan(np.resize(self._data.splits["train"], size), size)
+        jax.block_until_ready([batch["maps"] for batch in self._maps.fresh(plan, 0)])
 
     @property
     def lives(self) -> bool:

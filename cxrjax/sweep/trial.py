@@ -9,8 +9,7 @@ import numpy as np
 
 from cxrjax import bootstrap
 from cxrjax.sweep.grid import Point
-
-FINISHED, DIVERGED, OUT_OF_MEMORY = "finished", "diverged", "out_of_memory"
+from cxrjax.sweep.trials import DIVERGED, FINISHED
 
 
 class Trial:
