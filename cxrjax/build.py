@@ -73,7 +73,7 @@ def network(
     )
     graphdef, params, batch_stats = classifier.split(model)
     if start is not None:
-        params, batch_stats = start.params, start.batch_stats
+        params, batch_stats = unbound((start.params, start.batch_stats))
     elif source is not None:
         try:
             params, batch_stats = weights.assign(params, batch_stats, tensors)
@@ -172,6 +172,12 @@ def make_input(config: Config, data: Dataset) -> ResidentInput | TfDataInput:
         kind = "resident" if fits(data.store.images.nbytes) else "tfdata"
     make = {"resident": ResidentInput, "tfdata": TfDataInput}[kind]
     return make(data.store.images, data.store.labels)
+
+
+def unbound(tree: Any) -> Any:
+    """The arrays of a checkpoint, bound to no device: mixed with others, bound ones have every
+    step compiled once more."""
+    return copy_arrays(jax.device_get(tree))
 
 
 def copy_arrays(tree: Any) -> Any:

@@ -84,7 +84,8 @@ class Training:
                 f"{self.folder.path} was trained on other data or another split than the one found "
                 "now; point --config.data.dir at the original data or choose another --workdir."
             )
-        self.state, self.best = self.checkpoints.arrays(newest, (self.state, self.best))
+        saved = self.checkpoints.arrays(newest, (self.state, self.best))
+        self.state, self.best = build.unbound(saved)
         self.note = note | {
             "best_loss": math.inf if note["best_loss"] is None else note["best_loss"]
         }

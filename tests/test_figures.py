@@ -47,6 +47,16 @@ def is_picture(path):
     return True
 
 
+def test_curves_tell_images_trained_on(tmp_path, drawn):
+    lines = history(3)
+    for line in lines[1::2]:
+        line["trained_on"] = True
+    figures.curves(lines, 3, tmp_path / "curves.png")
+    told = drawn[0].axes[0].get_legend_handles_labels()[1]
+    assert told == ["train", "validation, trained on"]
+    assert "epoch 3, the last: validation images were trained on" in drawn[0].get_suptitle()
+
+
 def test_curves_hold_the_history_and_mark_the_best_epoch(tmp_path, drawn):
     lines = history(7)
     lines[4]["loss"] = None  # as a diverged epoch is read back from metrics.jsonl

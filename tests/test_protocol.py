@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_ahead import STEPS, compilations
 
 from cxrjax import build, compare, config, decide, evaluation, loop, main, predict, prefix, trained
 from cxrjax.audit import __main__ as audit
@@ -226,13 +227,19 @@ def test_what_started_from_a_run_can_be_opened_and_started_from(head, moved, tmp
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def each_step_once(compiled):
+    steps = [about["fun_name"] for about in compiled if about.get("fun_name") in STEPS]
+    return len(steps) == len(set(steps)) == 2
+
+
 def test_resuming_needs_the_other_run_no_more(moved, tmp_path, monkeypatch):
-    first, unbroken, broken = (tmp_path / name for name in ("first", "unbroken", "broken"))
-    # A backbone that was trained, of which the first layers are frozen again: stored maps.
+    first, broken = tmp_path / "first", tmp_path / "broken"
     shutil.copytree(moved, first)
-    settings = tiny(train__start_from=first, model__trainable_layers=2)  # ends in batch norm
-    loop.train_and_evaluate(settings, unbroken)
-    stored = {path.name for path in (cache_root("") / "maps").glob("*.maps")}
+    settings = tiny(train__start_from=first)
+    with compilations() as seen, opened(settings, tmp_path / "unbroken") as training:
+        training.fit()
+        unbroken, stored = jax.device_get(training.state), training.input._file._maps
+    assert each_step_once(seen)
     train_epoch = loop.Training._train_epoch
 
     def stopped(self, epoch, stop):
@@ -240,17 +247,21 @@ def test_resuming_needs_the_other_run_no_more(moved, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return train_epoch(self, epoch, stop)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, opened(settings, broken) as training:
         patch.setattr(loop.Training, "_train_epoch", stopped)
         with pytest.raises(KeyboardInterrupt):
-            loop.train_and_evaluate(settings, broken)
+            training.fit()
     shutil.rmtree(first)
     with pytest.raises(UserError, match=r"train\.start_from: .* holds no run"):
-        loop.train_and_evaluate(settings, tmp_path / "another")
-    result, _ = loop.train_and_evaluate(settings, broken)
-    assert result["input"]["start_from"]["run"] == str(first)
-    assert (broken / "predictions.csv").read_bytes() == (unbroken / "predictions.csv").read_bytes()
-    assert {path.name for path in (cache_root("") / "maps").glob("*.maps")} == stored
+        build.check(settings, tmp_path / "another")
+    build.check(settings, broken)
+    with compilations() as seen, opened(settings, broken) as training:
+        assert training.input._file._maps == stored  # not computed again
+        training.resume()
+        assert training.note["input"]["start_from"]["run"] == str(first)
+        training.fit()
+        assert_equal(training.state, unbroken)
+    assert each_step_once(seen)
 
 
 def test_a_run_cut_off_at_its_first_checkpoint_starts_anew(head, tmp_path):
@@ -270,6 +281,20 @@ def test_maps_of_layers_trained_elsewhere_are_not_taken_for_those_of_the_file(
         with opened(tiny(train__start_from=source), tmp_path / name) as training:
             names[name] = training.input._file._maps.name
     assert names["none"] == names["same"] != names["moved"]
+
+
+def test_statistics_of_trained_layers_do_not_change_the_maps(tmp_path):
+    settings = tiny(model__trainable_layers=3)
+    data = dataset.prepare(settings)
+    _, recipe, variables = build.network(settings, data)
+    keys = []
+    for layer in (None, "bn4", "bn1"):
+        statistics = jax.tree.map(np.array, variables.batch_stats)
+        if layer is not None:
+            statistics["backbone"][layer]["mean"] += 1
+        changed = variables._replace(batch_stats=statistics)
+        keys.append(prefix._key(settings, recipe, data, changed, False, 64))
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.parametrize(

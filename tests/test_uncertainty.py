@@ -50,6 +50,28 @@ def test_nothing_of_the_test_split_enters_what_is_fitted(splits, found):
     assert again["after"]["log_loss"]["value"] > found["after"]["log_loss"]["value"]
 
 
+def test_without_a_test_split_the_same_is_fitted_and_nothing_reported(splits, found):
+    def holds(part, whole):
+        for key, value in part.items():
+            if isinstance(value, dict):
+                holds(value, whole[key])
+            else:
+                assert value == whole[key], key
+
+    alone = {"validation": splits["validation"]}
+    fitted = uncertainty.assess(alone, CLASSES, PRIOR, AIMS, 300, 0, seen=True)
+    assert fitted.pop("reported_on") is None and fitted.pop("fitted_on_training_images") is True
+    holds(fitted, found)
+    assert not {"before", "after"} & fitted.keys()
+    assert [set(fitted[part]) for part in ("conformal", "abstention")] == [
+        {"level", "thresholds"},
+        {"coverage", "threshold"},
+    ]
+    answers = [uncertainty.answer(of, splits["test"].probabilities) for of in (fitted, found)]
+    np.testing.assert_array_equal(answers[0].sets, answers[1].sets)
+    assert found["fitted_on_training_images"] is False
+
+
 def test_a_network_too_sure_of_itself_is_cooled(splits, found):
     assert found["temperature"]["low"] > 1.2
     for name in ("log_loss", "ece"):

@@ -36,6 +36,19 @@ def test_the_shortcut_audit_fills_its_place():
     )
 
 
+def test_images_trained_on_are_told():
+    trained_on = {"trained_on": ["train", "validation"]}
+    assert verdict.line(result() | trained_on).startswith(
+        "accuracy .93 [.91, .95] n=1365; trained on validation images too; leaks 0; "
+    )
+    untested = {"validation": {"accuracy": ACCURACY}, "audit": result()["audit"]}
+    assert verdict.line(untested | {"trained_on": ["train"]}) == (
+        "accuracy on validation .93 [.91, .95] n=1365; test split not read (eval.test is False): "
+        "NOT TESTED"
+    )
+    assert "n=1365, images trained on; test split not read" in verdict.line(untested | trained_on)
+
+
 def interval(value, low, high):
     return {"value": value, "low": low, "high": high, "n": 1365}
 
