@@ -1,0 +1,126 @@
+"""Sweep files of the reports, the Keras loop over a grid, and what is extrapolated from it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_loop import ROOT
+
+from cxrjax import config
+from cxrjax.bench import job as jobs
+from cxrjax.errors import UserError
+from cxrjax.sweep import grid
+
+SWEEPS = ROOT / "configs" / "sweeps"
+sys.path.insert(0, str(ROOT / "experiments"))
+import sweep_job  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "like"),
+    [("baseline2", 54, "baseline2"), ("resnet2_head", 27, "resnet2"), ("backbones4", 3, None)],
+)
+def test_sweep_files_hold_the_reports_grids(name, points, like):
+    sweep = grid.load(str(SWEEPS / f"{name}.py"))
+    assert len(sweep.points) == points == len({point.key for point in sweep.points})
+    if like is None:  # each point is one of the single configurations
+        singles = ("densenet4", "mobilenet4", "inception4")
+        assert [p.key for p in sweep.points] == [_alone(single) for single in singles]
+    else:
+        assert sum(point.key == _alone(like) for point in sweep.points) == 1
+
+
+def _alone(name):
+    """Key of a single configuration, every epoch augmented anew."""
+    settings = config.load(str(ROOT / "configs" / f"{name}.py"), {"cache.views": "0"})
+    return grid.expand(settings, {}, name).points[0].key
+
+
+@given(
+    st.lists(st.floats(0.1, 1e3), min_size=2, max_size=6),
+    st.floats(0, 1e3),
+    st.lists(st.integers(1, 60), min_size=1, max_size=5),
+)
+def test_an_extrapolated_point_is_the_measured_one_at_its_epochs(later, fixed, epochs):
+    typical = float(np.median(later))
+    line = {"shape": "a", "epoch_seconds": [typical + 3, *later], "seconds": 0.0}
+    line["seconds"] = sum(line["epoch_seconds"]) + fixed
+    told = sweep_job.extrapolate([line], ["a"] * len(epochs), epochs)
+    want = [fixed + 3 + n * typical for n in epochs]
+    assert told["points"] == pytest.approx(want)
+    assert told["fastest"] == pytest.approx([fixed + 3 + n * min(later) for n in epochs])
+
+
+def test_shapes_are_not_mixed_and_none_may_lack():
+    lines = [
+        {"shape": shape, "seconds": 10.0 + 2 * epoch, "epoch_seconds": [epoch, epoch]}
+        for shape, epoch in (("a", 1.0), ("b", 5.0), ("a", 3.0))
+    ]
+    told = sweep_job.extrapolate(lines, ["b", "a"], [2, 4])
+    assert told["points"] == [20, 18] and told["fastest"] == [20, 14]
+    assert told["shapes"]["a"] == {"fixed": 10, "epoch": 2, "fastest": 1}
+    with pytest.raises(UserError, match="shape c was measured"):
+        sweep_job.extrapolate(lines, ["a", "c"], [1, 1])
+    lines = [{"point": p, "epoch_seconds": [9.0, s]} for p, s in ((4, 2.0), (5, 7.0), (4, 3.0))]
+    assert sweep_job.drift(lines) == 1.5
+
+
+def test_cost_of_a_point_more():
+    told = sweep_job.cost_of_a_point(
+        {4: {"one": 100.0, "all": 126.0}, 1: {"one": 40.0, "all": 56.0}}, 27
+    )
+    assert told["commands"]["4"]["share"] == pytest.approx(0.01)
+    assert told["commands"]["1"]["share"] == pytest.approx(16 / 26 / 40)
+    assert told["per_epoch"]["one"] == 20
+    assert told["per_epoch"]["share"] == pytest.approx(10 / 3 / 26 / 20)
+    assert sweep_job.cost_of_a_point({2: {"one": 1.0, "all": 2.0}}, 27)["per_epoch"] is None
+
+
+def test_what_decides_an_epochs_seconds():
+    points = grid.load(str(SWEEPS / "baseline2.py")).points
+    shapes = {sweep_job.shape(jobs.describe(point.config, "synthetic")) for point in points}
+    assert shapes == {f"baseline of {n}, batch 32" for n in (8, 32, 64)}
+
+
+@pytest.mark.parametrize("how", ["--augment=pipeline", "--views=3"])
+def test_the_keras_loop_learns_the_points_it_is_given(how, tmp_path):
+    """Bright images against dark ones: told apart after a few epochs, through every way in."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.arange(72) % 2).astype(np.int32)
+    levels = rng.integers(0, 100, (72, 16, 16)) + 150 * labels[:, None, None]
+    np.save(tmp_path / "images.npy", levels.astype(np.uint8))
+    np.save(tmp_path / "labels.npy", labels)
+    np.save(tmp_path / "train.npy", np.arange(48))
+    np.save(tmp_path / "validation.npy", np.arange(48, 72))
+    job = {
+        **{"network": "baseline", "filters": 2, "channels": 1, "image_size": 16, "logits": 1},
+        "trainable_layers": 0 if how.startswith("--views") else -1,
+        "head": {"batch_norm": False, "dense": 8, "l2": 0.0, "dropout": 0.1},
+        **{"optimizer": "adam", "learning_rate": 0.03, "momentum": 0.0, "batch_size": 8},
+        **{"mean": [0.5], "std": [0.25], "patience": 0, "class_weights": "balanced"},
+        "augment": {"shift": 0.1, "rotation": 15.0, "zoom": 0.2},
+    }
+    hopeless = job | {"learning_rate": 0.0, "patience": 1, "batch_size": 5}
+    points = [{"values": {"n": i}, "job": j} for i, j in enumerate((job, job, hopeless))]
+    (tmp_path / "points.json").write_text(json.dumps(points))
+    command = [sys.executable, str(ROOT / "experiments" / "peers" / "keras_sweep.py"), how]
+    command += ["--data", str(tmp_path), "--jobs", str(tmp_path / "points.json")]
+    chosen = "0,2" if how.startswith("--views") else "0"
+    done = subprocess.run(
+        [*command, "--points", chosen, "--epochs", "8"], capture_output=True, text=True, check=True
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if how.startswith("--views"):
+        assert told.pop(0)["prepare_seconds"] > 0
+        bad = told.pop()
+        assert (bad["point"], bad["values"]) == (2, {"n": 2})
+        assert bad["epochs"] < 8  # nothing is learnt: stopped early
+    (good,) = told
+    assert good["point"] == 0 and good["values"] == {"n": 0}
+    assert good["validation"]["accuracy"] >= 0.9
+    assert good["epochs"] == len(good["epoch_seconds"]) == 8 >= good["best_epoch"]
+    assert good["seconds"] > sum(good["epoch_seconds"])
