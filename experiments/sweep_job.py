@@ -352,7 +352,7 @@ def cost_of_a_point(runs: Mapping[int, Mapping[str, float]], n: int) -> dict[str
     if fewest == most:
         return {"commands": commands, "per_epoch": None}
     one, every = (
-        (runs[most][which] - runs[fewest][which]) / (most - fewest) for which in ("one", "all")
+        (runs[most][which] - runs[fewest][which]) / most for which in ("one", "all")
     )
     share = (every - one) / (n - 1) / one
     return {"commands": commands, "per_epoch": {"one": one, "all": every, "share": share}}
