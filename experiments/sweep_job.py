@@ -331,7 +331,7 @@ def drift(measured: Sequence[Mapping[str, Any]]) -> float:
     """An epoch of the first point as it was measured last, over the same at first."""
     same = [line for line in measured if line["point"] == measured[0]["point"]]
     first, last = (statistics.median(line["epoch_seconds"][1:]) for line in (same[0], same[-1]))
-    return last / first
+    return first / last
 
 
 def cost_of_a_point(runs: Mapping[int, Mapping[str, float]], n: int) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def cost_of_a_point(runs: Mapping[int, Mapping[str, float]], n: int) -> dict[str
     if fewest == most:
         return {"commands": commands, "per_epoch": None}
     one, every = (
-        (runs[most][which] - runs[fewest][which]) / most for which in ("one", "all")
+        (runs[most][which] - runs[fewest][which]) / (most - fewest) for which in ("one", "all")
     )
     share = (every - one) / (n - 1) / one
     return {"commands": commands, "per_epoch": {"one": one, "all": every, "share": share}}
