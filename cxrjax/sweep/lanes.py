@@ -19,9 +19,8 @@ from cxrjax import build, optim, step
 from cxrjax.data.batches import Batch
 
 # Which arrays differ from trial to trial.
-_TRIALS = step.TrainState(
-    params=0, frozen=None, batch_stats=0, opt_state=0, step=0, totals=0, settings=0
-)
+_AXES: dict[str, Any] = dict.fromkeys(step.TrainState._fields, 0) | {"frozen": None}
+_TRIALS = step.TrainState(**_AXES)
 
 
 class Programs(NamedTuple):

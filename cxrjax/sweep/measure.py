@@ -55,9 +55,10 @@ class Meter:
             points = cohort.points[:_PROBED] if few else cohort.points
             stacked = self.cost(Cohort(points, STACKED))
             single = self.cost(Cohort(points[:1], SEPARATE))
-            enough = stacked is not None and single is not None
-            self._choices[key] = bool(
-                enough and stacked.step_seconds < len(points) * single.step_seconds
+            self._choices[key] = (
+                stacked is not None
+                and single is not None
+                and stacked.step_seconds < len(points) * single.step_seconds
             )
         return self._choices[key]
 

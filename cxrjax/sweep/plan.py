@@ -135,11 +135,9 @@ def halves(unit: Unit) -> tuple[Unit, ...]:
         middle = len(unit.cohorts) // 2
         parts = (unit.cohorts[:middle], unit.cohorts[middle:])
         return tuple(replace(unit, cohorts=part) for part in parts)
-    cohort = unit.cohorts[0]
+    cohort = next(iter(unit.cohorts))
     middle = len(cohort.points) // 2
-    if not middle:
-        return ()
-    parts = (cohort.points[:middle], cohort.points[middle:])
+    parts = [cohort.points[:middle], cohort.points[middle:]] if middle else []
     return tuple(replace(unit, cohorts=(_smaller(cohort, part),)) for part in parts)
 
 

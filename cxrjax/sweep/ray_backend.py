@@ -7,6 +7,7 @@ unit's unfinished trials with it: Ray starts the unit again, which skips what th
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -90,9 +91,11 @@ def _cluster(workers: int) -> Iterator[Any]:
             "--backend ray needs Ray, which is not installed: pip install -e '.[ray]'."
         ) from None
     address = os.environ.get("RAY_ADDRESS")
-    own = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    own: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        own |= {"num_cpus": workers, "include_dashboard": False}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        ray.init(address=address, **own)
     except (ConnectionError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

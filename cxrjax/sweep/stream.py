@@ -59,7 +59,7 @@ class Stream:
         assert self._maps is not None
         size = self._pass_size
         plan = batches.evaluation_plan(np.resize(self._data.splits["train"], size), size)
-        jax.block_until_ready([batch["maps"] for batch in self._maps.fresh(plan, 0)])
+        jax.block_until_ready(list(self._maps.fresh(plan, 0)))
 
     @property
     def lives(self) -> bool:
