@@ -331,7 +331,7 @@ def drift(measured: Sequence[Mapping[str, Any]]) -> float:
     """An epoch of the first point as it was measured last, over the same at first."""
     same = [line for line in measured if line["point"] == measured[0]["point"]]
     first, last = (statistics.median(line["epoch_seconds"][1:]) for line in (same[0], same[-1]))
-    return first / last
+    return last / first
 
 
 def cost_of_a_point(runs: Mapping[int, Mapping[str, float]], n: int) -> dict[str, Any]:
