@@ -83,6 +83,7 @@ def test_keys_follow_what_decides_the_result_and_nothing_else():
         ({"sweep.seeds": (1, 2)}, "cannot be varied"),
         ({"data.dir": ("a", "b")}, "cannot be varied"),
         ({"seed": (1,), "model.filters": (8,)}, "sweep.seeds"),
+        ({"train.on_validation": (True,), "train.patience": (0,)}, "for single runs"),
         ({"train.epochs": tuple(range(1, 1001)), "model.filters": tuple(range(1, 1001))}, "most"),
     ],
 )

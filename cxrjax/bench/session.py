@@ -43,7 +43,7 @@ def check(config: Config, rows: Sequence[str]) -> None:
 
     needed = config_lib.from_json(config_lib.to_json(config))
     if "end_to_end" not in rows:
-        needed.model.weights = "none"
+        needed.model.weights, needed.train.start_from = "none", ""
     build.check(needed)
     if set(rows) & set(jobs.NEED_DATA):
         dataset.open_source(config.data)

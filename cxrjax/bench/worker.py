@@ -40,7 +40,8 @@ def prepare(job: dict[str, Any]) -> Prepared:
     }
     config = config_lib.from_json(job["config"])
     if job["row"] != "end_to_end":
-        config.model.weights = "none"  # which numbers are multiplied does not change the time
+        # Which numbers are multiplied does not change the time.
+        config.model.weights, config.train.start_from = "none", ""
     try:
         facts, window = rows[job["row"]](job, config)
     except jax.errors.JaxRuntimeError as error:

@@ -56,11 +56,17 @@ def _run(argv: Sequence[str]) -> int:
     workdir = Path(arguments.workdir or Path("runs", "sweeps", Path(arguments.config).stem))
     from cxrjax.sweep import grid
 
-    place = os.environ.get("CXRJAX_DATA", "")
     sweep = grid.load(arguments.config, overrides, of_grid)
-    if sweep.config.data.name != "phantom" and (place := sweep.config.data.dir or place):
-        absolute = str(Path(place).expanduser().absolute())
-        sweep = grid.load(arguments.config, overrides | {"data.dir": absolute}, of_grid)
+    places = {"train.start_from": sweep.config.train.start_from}
+    if sweep.config.data.name != "phantom":
+        places["data.dir"] = sweep.config.data.dir or os.environ.get("CXRJAX_DATA", "")
+    absolute = {
+        field: str(Path(place).expanduser().absolute())
+        for field, place in places.items()
+        if place and field not in sweep.grid
+    }
+    if absolute:
+        sweep = grid.load(arguments.config, overrides | absolute, of_grid)
     from cxrjax import runtime
 
     runtime.start(runtime.cache_root(sweep.config.data.cache) / "compiled")

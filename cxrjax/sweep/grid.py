@@ -152,6 +152,12 @@ def _point(config: Config, values: dict[str, Any], seed: int) -> Point:
     except UserError as error:
         told = ", ".join(f"{field}={value}" for field, value in values.items())
         raise UserError(f"the point {told} of the grid is impossible: {error}") from error
+    if own.train.on_validation:
+        raise UserError(
+            "config field train.on_validation is for single runs: a sweep ranks its trials by "
+            "validation images, so none may be trained on; leave it False (sweep.finish trains "
+            "the winner on them)."
+        )
     own.lock()
     return Point(_key(own), values, seed, own)
 
