@@ -46,6 +46,17 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.delenv("CXRJAX_WEIGHTS", raising=False)
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """The runs of a file find each other's programs, as those of a user do."""
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    runtime.start(tmp_path_factory.getbasetemp() / "cache/compiled")
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
 @pytest.fixture
 def shared():
     """Folder with the real X-rays and weights, where this checkout has one beside it."""

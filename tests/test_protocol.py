@@ -20,6 +20,8 @@ from cxrjax.explain import __main__ as explain
 from cxrjax.run_folder import RunFolder
 from cxrjax.runtime import cache_root
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs/quickstart.py"
 TINY = {
     "data.phantom.count": 64,

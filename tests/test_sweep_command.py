@@ -16,6 +16,8 @@ from cxrjax.sweep import __main__ as command
 from cxrjax.sweep import finish, grid, job, search
 from cxrjax.sweep.trials import Trials
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 BODY = """
 from cxrjax import config as c
 def get_config():

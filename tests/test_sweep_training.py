@@ -10,6 +10,8 @@ from cxrjax import config, loop
 from cxrjax.data import dataset
 from cxrjax.sweep import grid, plan, run_unit, search, trials
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 # Stacked matrix products sum in another order; Adam's division by small second moments then
 # magnifies the last digit. What is compared are losses near 1.4 after several epochs.
 TOLERANCE = 5e-5
