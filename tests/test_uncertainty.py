@@ -104,17 +104,25 @@ def test_risk_falls_where_the_network_knows_what_it_does_not_know(splits, found)
     assert curve[-1]["risk"]["value"] == pytest.approx(1 - accuracy)
 
 
-@pytest.mark.parametrize(("weights", "prior"), [("none", [0.5, 0.25, 0.25]), ("balanced", None)])
-def test_the_prior_is_that_of_the_training_loss(weights, prior):
-    labels = np.array([2, 0, 0, 1, 0, 2, 1, 0, 1])
+@pytest.mark.parametrize(
+    ("weights", "on_validation", "prior"),
+    [
+        ("none", False, [0.5, 0.25, 0.25]),
+        ("none", True, [0.4, 0.2, 0.4]),
+        ("balanced", True, [1 / 3] * 3),
+    ],
+)
+def test_the_prior_is_that_of_the_training_loss(weights, on_validation, prior):
+    labels = np.array([2, 0, 0, 1, 0, 2, 1, 0, 1, 2, 2])
     data = SimpleNamespace(
         classes=CLASSES,
         store=SimpleNamespace(labels=labels),
-        splits={"train": np.arange(8), "test": np.array([8])},
+        splits={"train": np.arange(8), "test": np.array([8]), "validation": np.array([9, 10])},
     )
     settings = config.default()
     settings.train.class_weights = weights
-    np.testing.assert_allclose(evaluation._prior(data, settings), prior or [1 / 3] * 3)
+    settings.train.on_validation = on_validation
+    np.testing.assert_allclose(evaluation._prior(data, settings), prior)
 
 
 def test_a_split_without_one_of_the_classes_is_assessed(splits):
