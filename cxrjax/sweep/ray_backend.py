@@ -85,7 +85,7 @@ def work(unit: Unit, folder: str, found: str) -> None:
 @contextlib.contextmanager
 def _cluster(workers: int) -> Iterator[Any]:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports] - an extra
     except ImportError:
         raise UserError(
             "--backend ray needs Ray, which is not installed: pip install -e '.[ray]'."
