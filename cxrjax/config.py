@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,6 @@ NORMALIZATIONS = ("backbone", "dataset")
 OPTIMIZERS = ("adam", "adamax", "sgd")
 CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = ("float32", "bfloat16")
-FINISHES = ("none", "report", "held_out", "both")
-STACKING = ("auto", "always", "never")
 
 
 def default() -> Config:
@@ -88,15 +87,20 @@ def default() -> Config:
     config.eval.sensitivity = 0.95  # required of the cut on each class's probability
     config.eval.shortcuts = True  # test images also with black lungs: what is known without them
 
-    config.sweep = ConfigDict()  # only for `python -m cxrjax.sweep`
-    config.sweep.seeds = 1  # of each point of the grid, counted from `seed`
-    config.sweep.finish = "both"  # what becomes of the winner: none | report | held_out | both
-    config.sweep.fine_tune_layers = -1  # trained then, as model.trainable_layers; -1: all
-    config.sweep.fine_tune_learning_rate = 0.0  # 0: the winner's own
-    config.sweep.stack = "auto"  # trials side by side in one program: auto (measured) | ...
+    config.sweep = _default_sweep()
 
     config.lock()
     return config
+
+
+def _default_sweep() -> Any:
+    sweep: Any = ConfigDict()  # only for `python -m cxrjax.sweep`
+    sweep.seeds = 1  # of each point of the grid, counted from `seed`
+    sweep.finish = "both"  # what becomes of the winner: none | report | held_out | both
+    sweep.fine_tune_layers = -1  # trained then, as model.trainable_layers; -1: all
+    sweep.fine_tune_learning_rate = 0.0  # 0: the winner's own
+    sweep.stack = "auto"  # trials side by side in one program: auto (measured) | always | never
+    return sweep
 
 
 def _default_data() -> Any:
@@ -185,19 +189,21 @@ def run_file(file: Path) -> ModuleType:
     if specification is None or specification.loader is None:
         raise UserError(f"{file} is not a Python file; a config file defines get_config().")
     module = importlib.util.module_from_spec(specification)
-    try:
+    with reading(file):
         specification.loader.exec_module(module)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a user's file raises is theirs to mend
-        raise unreadable(file, error) from error
     return module
 
 
-def unreadable(file: Path, error: BaseException) -> UserError:
-    """What to raise for an error of a user's own file."""
-    reason = " ".join(str(error).replace('\\"', '"').split())
-    return UserError(f"{file} cannot be read: {type(error).__name__}: {reason}")
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turns whatever a config file of the user's raises into a UserError: it is theirs to mend."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).replace('\\"', '"').split())
+        raise UserError(f"{file} cannot be read: {type(error).__name__}: {reason}") from error
 
 
 def config_of(module: ModuleType, file: Path) -> Config:
@@ -206,12 +212,8 @@ def config_of(module: ModuleType, file: Path) -> Config:
     Raises:
       UserError: when it fails or returns something else.
     """
-    try:
+    with reading(file):
         config = module.get_config()
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise unreadable(file, error) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"{file}: get_config() must return a ConfigDict, start from config.default()."
@@ -307,8 +309,8 @@ def validate(config: Config) -> None:
         "train.class_weights": CLASS_WEIGHTS,
         "train.precision": PRECISIONS,
         "cache.dtype": PRECISIONS,
-        "sweep.finish": FINISHES,
-        "sweep.stack": STACKING,
+        "sweep.finish": ("none", "report", "held_out", "both"),
+        "sweep.stack": ("auto", "always", "never"),
     }.items():
         value = fields(config)[field]
         if value not in choices:

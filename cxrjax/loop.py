@@ -320,7 +320,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> tuple[dict[str, Any], b
             training.checkpoints.wait()
             return outcome.write(training), False
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not runtime.out_of_memory(error):
             raise
         raise UserError(
             f"the device has too little memory for batches of {config.train.batch_size}; lower "

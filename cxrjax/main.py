@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,14 +44,11 @@ def _run(argv: Sequence[str]) -> int:
     from cxrjax import config as config_lib
 
     config = config_lib.load(arguments.config or str(workdir / "config.json"), overrides)
-    place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
-    if config.data.name != "phantom" and place:
-        config.data.dir = str(Path(place).expanduser().absolute())  # resuming needs no variable
-    if config.train.start_from:
-        config.train.start_from = str(Path(config.train.start_from).expanduser().absolute())
 
     from cxrjax import log, runtime
+    from cxrjax.run_folder import keep_places
 
+    keep_places(config)
     runtime.start(runtime.cache_root(config.data.cache) / "compiled")
     from cxrjax.loop import train_and_evaluate
 

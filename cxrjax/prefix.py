@@ -22,6 +22,7 @@ import numpy as np
 
 from cxrjax import log, runtime, step
 from cxrjax.config import Config
+from cxrjax.data import augment
 from cxrjax.data.batches import Batch, Plan, evaluation_plan, on_device
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.resident import ResidentInput, fits
@@ -173,7 +174,7 @@ class FrozenMaps:
 
 def applies(config: Config, recipe: step.Recipe) -> bool:
     """Whether a run trains on stored maps: there is a frozen stage, and views are well defined."""
-    augmented = bool(recipe.shift or recipe.rotation or recipe.zoom)
+    augmented = augment.active(config)
     return (
         bool(config.cache.prefix)
         and recipe.stage is not None
@@ -194,7 +195,7 @@ def frozen_maps(
     """
     # Weights read from a file are not on the device yet.
     whole = jax.device_put((variables.trainable, variables.frozen, variables.batch_stats))
-    augmented = bool(recipe.shift or recipe.rotation or recipe.zoom)
+    augmented = augment.active(config)
     dtype = config.cache.dtype
     compiled = {
         kind: jax.jit(functools.partial(step.prefix_step, recipe, dtype, kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,15 @@ from cxrjax.errors import UserError, writing
 _REMEDY = "choose another --workdir"
 # Where things lie may differ between machines; what they are is held by the data set's digest.
 PLACES = ("data.dir", "data.cache")
+
+
+def keep_places(config: Config) -> None:
+    """Makes the places that a configuration names hold elsewhere: resuming needs no variable."""
+    place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
+    if config.data.name != "phantom" and place:
+        config.data.dir = str(Path(place).expanduser().absolute())
+    if config.train.start_from:
+        config.train.start_from = str(Path(config.train.start_from).expanduser().absolute())
 
 
 class RunFolder:

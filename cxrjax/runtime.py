@@ -82,6 +82,11 @@ def start(cache: Path | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether a jax.errors.JaxRuntimeError says that the device has too little memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def steps_per_dispatch() -> int:
     """How many training steps one compiled program takes, at most.
 

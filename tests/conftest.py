@@ -58,6 +58,22 @@ def compiled_once(tmp_path_factory):
 
 
 @pytest.fixture
+def drawn(monkeypatch):
+    """The figures as objects, kept when they are saved."""
+    from matplotlib.figure import Figure
+
+    kept = []
+    savefig = Figure.savefig
+
+    def keep(self, *args, **settings):
+        kept.append(self)
+        return savefig(self, *args, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return kept
+
+
+@pytest.fixture
 def shared():
     """Folder with the real X-rays and weights, where this checkout has one beside it."""
 

@@ -10,20 +10,6 @@ from cxrjax import figures
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures as objects, kept when they are saved."""
-    kept = []
-    savefig = Figure.savefig
-
-    def keep(self, *args, **settings):
-        kept.append(self)
-        return savefig(self, *args, **settings)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return kept
-
-
 def history(epochs, classes=CLASSES):
     return [
         {

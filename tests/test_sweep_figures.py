@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from PIL import Image
 from sweep_records import arrays, grid, key, record
 
@@ -32,20 +31,6 @@ GRIDS = {
         {**BASELINE, "train.seed": [1, 2], "a.b": [*range(9)]}, diverged=range(0, 300, 7)
     ),
 }
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures as objects, kept when they are saved."""
-    kept = []
-    savefig = Figure.savefig
-
-    def keep(self, *args, **settings):
-        kept.append(self)
-        return savefig(self, *args, **settings)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return kept
 
 
 @pytest.mark.parametrize("name", GRIDS)

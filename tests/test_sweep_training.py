@@ -173,5 +173,5 @@ def test_another_error_is_not_taken_for_a_small_device(monkeypatch):
 
 
 def test_stopping_ends_between_batches():
-    with pytest.raises(run_unit.Stopped):
+    with pytest.raises(trials.Stopped):
         run_all(sweep_of({"train.learning_rate": (0.1,)}), should_stop=lambda: True)

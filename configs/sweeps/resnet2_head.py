@@ -14,26 +14,14 @@ reaches training accuracy .88 at loss .26; unfrozen and trained for 29 more epoc
 point from five seeds.
 """
 
+from pathlib import Path
+
 from cxrjax import config as config_lib
 
 
 def get_config():
-    config = config_lib.default()
-    config.data.name = "radiography"
-    config.data.classes = ("Normal", "COVID")  # the logit is the evidence for the second
-    config.data.draw = (1600, 400, 200)
-    config.data.image_size = 128
-    config.augment.shift = 0.1
-    config.augment.rotation = 15.0
-    config.augment.zoom = 0.2
+    config = config_lib.load(str(Path(__file__).parents[1] / "resnet2.py"))
     config.cache.views = 0
-    config.model.name = "resnet50v2"
-    config.model.weights = "imagenet"
-    config.model.trainable_layers = 0
-    config.model.head.dense = 128
-    config.train.epochs = 60
-    config.train.optimizer = "adam"
-    config.train.patience = 5
     return config
 
 

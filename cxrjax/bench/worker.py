@@ -45,7 +45,7 @@ def prepare(job: dict[str, Any]) -> Prepared:
     try:
         facts, window = rows[job["row"]](job, config)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not runtime.out_of_memory(error):
             raise
         raise UserError(
             f"the device has too little memory for batches of {job['batch_size']}; lower "

@@ -5,6 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from cxrjax.config import Config
+
+
+def active(config: Config) -> bool:
+    """Whether a configuration augments its training images."""
+    return bool(config.augment.shift or config.augment.rotation or config.augment.zoom)
+
 
 def example_keys(seed: jax.Array | int, epoch: jax.Array | int, index: jax.Array) -> jax.Array:
     """One random key per example: what an example looks like depends on nothing else.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,16 +56,6 @@ def _run(argv: Sequence[str]) -> int:
     from cxrjax.sweep import grid
 
     sweep = grid.load(arguments.config, overrides, of_grid)
-    places = {"train.start_from": sweep.config.train.start_from}
-    if sweep.config.data.name != "phantom":
-        places["data.dir"] = sweep.config.data.dir or os.environ.get("CXRJAX_DATA", "")
-    absolute = {
-        field: str(Path(place).expanduser().absolute())
-        for field, place in places.items()
-        if place and field not in sweep.grid
-    }
-    if absolute:
-        sweep = grid.load(arguments.config, overrides | absolute, of_grid)
     from cxrjax import runtime
 
     runtime.start(runtime.cache_root(sweep.config.data.cache) / "compiled")

@@ -23,7 +23,7 @@ from cxrjax.loop import train_and_evaluate
 from cxrjax.sweep import figures, selection
 from cxrjax.sweep.grid import Point, Sweep
 from cxrjax.sweep.search import DataSets
-from cxrjax.sweep.table import rows
+from cxrjax.sweep.table import interval, rows
 from cxrjax.sweep.trials import Trials
 
 _REMEDY = "choose another --workdir"
@@ -170,7 +170,7 @@ def _protocol_line(name: str, done: Mapping[str, Any]) -> str:
 
 
 def _interval(metric: Mapping[str, Any]) -> str:
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}] n={metric['n']}"
+    return f"{interval(metric)} n={metric['n']}"
 
 
 def _write(workdir: Path, best: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from cxrjax import config as config_lib
 from cxrjax.config import Config
 from cxrjax.errors import UserError
-from cxrjax.run_folder import PLACES
+from cxrjax.run_folder import PLACES, keep_places
 
 Grid = dict[str, tuple[Any, ...]]  # dotted field -> its values, in the order given
 _MOST = 10_000  # trials
@@ -71,10 +71,9 @@ def load(
     config = config_lib.config_of(module, file)
     for field, text in (overrides or {}).items():
         config_lib.override(config, field, text)
-    try:
+    keep_places(config)
+    with config_lib.reading(file):
         grid = module.get_grid()
-    except (Exception, SystemExit) as error:  # whatever a user's file raises is theirs to mend
-        raise config_lib.unreadable(file, error) from error
     if not isinstance(grid, dict):
         raise UserError(f"{path}: get_grid() must return a dict of field to values, not {grid!r}.")
     for field, text in (grid_overrides or {}).items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from cxrjax import log, runtime
@@ -11,7 +13,7 @@ from cxrjax.sweep import finish, plan_text, search
 from cxrjax.sweep.grid import Sweep
 from cxrjax.sweep.measure import Meter
 from cxrjax.sweep.table import Table
-from cxrjax.sweep.trials import Trials
+from cxrjax.sweep.trials import Stopped, Trials
 
 REMEDY = "choose another --workdir"
 
@@ -51,7 +53,7 @@ def run(
         search.keep_settings(workdir, sweep)
     keys = {point.key for point in points}
     kept = [record for key, record in ledger.records().items() if key in keys]
-    with StopSignals() as stop, Table(len(points), kept) as table:
+    with _resumable(ledger), StopSignals() as stop, Table(len(points), kept) as table:
         if backend == "ray":
             from cxrjax.sweep import ray_backend
 
@@ -63,3 +65,13 @@ def run(
         print(f"{len(missing)} of {len(sweep.points)} trials are still to run ({workdir})")
         return
     finish.run(sweep, workdir, ledger, data_of)
+
+
+@contextlib.contextmanager
+def _resumable(ledger: Trials) -> Iterator[None]:
+    try:
+        yield
+    except Stopped:
+        raise KeyboardInterrupt(
+            f"finished trials are in {ledger.file}; run the same command to go on."
+        ) from None

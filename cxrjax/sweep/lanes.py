@@ -82,14 +82,11 @@ class Lanes:
           optimizer: name, momentum and accumulated batches, see `optim.optimizer`.
           batch_size: B of the trials; what they are fed may be larger by a whole factor.
         """
-        self.recipe, self.batch_size, self.stacked = recipe, batch_size, stacked
+        self.batch_size, self.stacked = batch_size, stacked
         self._programs = programs(recipe, *optimizer, stacked)
         self._frozen = states[0].frozen
         bare = [state._replace(frozen=None) for state in states]
         self._states = [_stack(bare)] if stacked else bare
-
-    def __len__(self) -> int:
-        return len(self._states[0].step) if self.stacked else len(self._states)
 
     def train(self, batch: Batch) -> None:
         """One step of every trial on the same B examples."""

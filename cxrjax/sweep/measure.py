@@ -9,14 +9,14 @@ from typing import Any
 
 import jax
 
-from cxrjax import build
+from cxrjax import runtime
 from cxrjax.config import Config
+from cxrjax.data import augment
 from cxrjax.data.dataset import Dataset
 from cxrjax.models import lowering
 from cxrjax.sweep import plan as planning
-from cxrjax.sweep.lanes import Lanes, first_states
 from cxrjax.sweep.plan import SEPARATE, STACKED, Cohort, Unit
-from cxrjax.sweep.run_unit import optimizer_of
+from cxrjax.sweep.run_unit import lanes_of
 from cxrjax.sweep.stream import Stream
 
 _STEPS = 3  # timed; the fastest counts
@@ -70,7 +70,7 @@ class Meter:
             try:
                 self._costs[probe.program] = self._measure(probe)
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if not runtime.out_of_memory(error):
                     raise
                 self._costs[probe.program] = None
         cost = self._costs[probe.program]
@@ -105,20 +105,17 @@ class Meter:
         if not unit.shared:
             return unit.epochs * total
         of_image, views = self.trunk(unit) / unit.pass_size, unit.config.cache.views
-        augment = unit.config.augment
-        augmented = bool(augment.shift or augment.rotation or augment.zoom)
-        passes = unit.epochs if augmented and not views else max(1, min(views, unit.epochs))
+        passes = (
+            unit.epochs
+            if augment.active(unit.config) and not views
+            else max(1, min(views, unit.epochs))
+        )
         return (passes * n + held_out) * of_image + unit.epochs * total
 
     def _measure(self, cohort: Cohort) -> Cost:
-        data, config = self._data_of(cohort.config), cohort.config
         stream = self._stream_of(cohort)
-        recipe, variables = stream.network(config)
-        rule, size = optimizer_of(config), config.train.batch_size
-        settings = [build.settings(point.config, data) for point in cohort.points]
-        states = first_states(variables, recipe, rule, settings)
-        lanes = Lanes(states, recipe, rule, size, stacked=cohort.mode == STACKED)
-        batch = stream.sample(size)
+        lanes = lanes_of(cohort, stream, self._data_of(cohort.config))
+        batch = stream.sample(lanes.batch_size)
         start = time.perf_counter()
         memory = lanes.compile(batch)
         compiled = time.perf_counter() - start

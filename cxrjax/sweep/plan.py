@@ -109,7 +109,8 @@ def plan(
             continue
         for part in _grouped(stream, NUMBERS):
             cohort = _cohort(part, stack)
-            parts = [cohort] if cohort.mode == STACKED else _singles(cohort)
+            singles = [_smaller(cohort, (point,)) for point in cohort.points]
+            parts = [cohort] if cohort.mode == STACKED else singles
             units += [Unit((single,), False) for single in parts]
     return tuple(units)
 
@@ -122,8 +123,7 @@ def without(units: Iterable[Unit], done: Collection[str]) -> tuple[Unit, ...]:
         for cohort in unit.cohorts:
             points = tuple(point for point in cohort.points if point.key not in done)
             if points:
-                mode = cohort.mode if len(points) > 1 else SEPARATE
-                cohorts.append(replace(cohort, points=points, mode=mode))
+                cohorts.append(_smaller(cohort, points))
         if cohorts:
             left.append(replace(unit, cohorts=tuple(cohorts)))
     return tuple(left)
@@ -149,10 +149,6 @@ def _cohort(points: list[Point], stack: Callable[[Cohort], bool]) -> Cohort:
     stacked = Cohort(tuple(points), STACKED)
     use = len(points) > 1 and stack(stacked)
     return stacked if use else replace(stacked, mode=SEPARATE)
-
-
-def _singles(cohort: Cohort) -> list[Cohort]:
-    return [replace(cohort, points=(point,)) for point in cohort.points]
 
 
 def _passes(cohorts: list[Cohort]) -> list[list[Cohort]]:

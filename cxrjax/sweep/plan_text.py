@@ -9,6 +9,7 @@ from cxrjax.sweep import plan as planning
 from cxrjax.sweep.grid import Sweep
 from cxrjax.sweep.measure import Meter
 from cxrjax.sweep.plan import Cohort, Unit
+from cxrjax.sweep.table import duration
 
 
 def describe(units: Sequence[Unit], sweep: Sweep, meter: Meter, done: int) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def _entry(cohort: Cohort, unit: Unit, sweep: Sweep, meter: Meter) -> dict[str, 
     return {
         "values": {field: cohort.points[0].fields[field] for field in varied},
         "trials": 0,
-        "mode": cohort.mode if len(cohort.points) > 1 or not unit.shared else planning.SEPARATE,
+        "mode": cohort.mode,
         "batch_size": cohort.config.train.batch_size,
         "images_at_once": unit.pass_size,
         "step_seconds": cost and cost.step_seconds,
@@ -62,7 +63,9 @@ def plan_text(told: dict[str, Any], device: str) -> str:
             f"{what or 'the same step for all'}"
         )
     if told["trials"]:
-        lines.append(f"time: at most {_clock(told['seconds_at_most'])}, less by early stopping")
+        seconds = told["seconds_at_most"]
+        most = "unknown, a trial does not fit the device" if seconds is None else duration(seconds)
+        lines.append(f"time: at most {most}, less by early stopping")
     return "\n".join(lines)
 
 
@@ -76,11 +79,3 @@ def _seconds(value: float | None) -> str:
 
 def _bytes(value: int | None) -> str:
     return "-" if not value else f"{value / 1e9:.1f} GB" if value > 1e9 else f"{value / 1e6:.0f} MB"
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown, a trial does not fit the device"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cxrjax import log
 from cxrjax.errors import UserError
 from cxrjax.sweep.plan import Unit
-from cxrjax.sweep.trials import Trials
+from cxrjax.sweep.trials import Stopped, Trials
 
 if TYPE_CHECKING:  # a worker must set up JAX before anything imports it
     from cxrjax.sweep.table import Table
@@ -39,7 +39,7 @@ def run(
       workers: processes of a cluster of this machine's own.
     Raises:
       UserError: without ray, without a cluster at the address, or from a worker.
-      KeyboardInterrupt: when `should_stop()`; finished trials are in the ledger.
+      Stopped: when `should_stop()`; finished trials are in the ledger.
     """
     seen = set(ledger.records())
     with _cluster(workers) as ray:
@@ -58,9 +58,7 @@ def run(
             if should_stop():
                 for reference in pending:
                     ray.cancel(reference, force=True)
-                raise KeyboardInterrupt(
-                    f"finished trials are in {ledger.file}; run the same command to go on."
-                )
+                raise Stopped
 
 
 def work(unit: Unit, folder: str, found: str) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cxrjax import build
-from cxrjax.config import Config
+from cxrjax import build, runtime
 from cxrjax.data.batches import Batch
 from cxrjax.data.dataset import Dataset
 from cxrjax.sweep import plan as planning
@@ -18,36 +17,32 @@ from cxrjax.sweep.lanes import Lanes, first_states, piece
 from cxrjax.sweep.plan import Cohort, Unit
 from cxrjax.sweep.stream import Stop, Stream
 from cxrjax.sweep.trial import Trial
-from cxrjax.sweep.trials import OUT_OF_MEMORY
+from cxrjax.sweep.trials import OUT_OF_MEMORY, Stopped
 
 Finished = tuple[dict[str, Any], dict[str, np.ndarray]]  # a record and its arrays, see `Trial`
 Tick = Callable[[float], None]  # how far the unit is, as a share of its most epochs
 
 
-class Stopped(Exception):
-    """The run was asked to stop; what was yielded before stays."""
-
-
-def optimizer_of(config: Config) -> tuple[str, float, int]:
-    """Name, momentum and accumulated batches of a trial."""
-    return config.train.optimizer, config.train.momentum, config.train.accumulate
+def lanes_of(cohort: Cohort, stream: Stream, data: Dataset) -> Lanes:
+    """The trials of a cohort before their first step."""
+    config, train = cohort.config, cohort.config.train
+    recipe, variables = stream.network(config)
+    settings = [build.settings(point.config, data) for point in cohort.points]
+    optimizer = train.optimizer, train.momentum, train.accumulate
+    states = first_states(variables, recipe, optimizer, settings)
+    stacked = cohort.mode == planning.STACKED
+    return Lanes(states, recipe, optimizer, train.batch_size, stacked=stacked)
 
 
 class Running:
     """A cohort on its way: its trials, in the order of its lanes."""
 
     def __init__(self, cohort: Cohort, stream: Stream, data: Dataset):
-        config = cohort.config
-        recipe, variables = stream.network(config)
-        settings = [build.settings(point.config, data) for point in cohort.points]
-        rule, size = optimizer_of(config), config.train.batch_size
-        states = first_states(variables, recipe, rule, settings)
-        stacked = cohort.mode == planning.STACKED
-        self.lanes = Lanes(states, recipe, rule, size, stacked=stacked)
+        self.lanes = lanes_of(cohort, stream, data)
         self.trials = [Trial(point) for point in cohort.points]
         self.how = cohort.how
         self._in_lanes = list(self.trials)  # those that stopped stay in a stack for a while
-        self._steps = stream.steps(size)
+        self._steps = stream.steps(self.lanes.batch_size)
         self._taken = 0
 
     def take(self, batch: Batch) -> None:
@@ -124,7 +119,7 @@ def run(
             yield record, arrays
         return
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not runtime.out_of_memory(error):
             raise
     for rest in planning.without([unit], done):  # none, or one
         parts = planning.halves(rest)

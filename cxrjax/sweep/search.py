@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cxrjax import build, log
@@ -70,7 +70,7 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
     for config in {str(p.config.model.to_dict()): p.config for p in sweep.points}.values():
         build.check(config)
         is_frozen(config)  # a number of layers the network does not have
-    digests = {digest(data_of(point.config)) for point in _by_data(sweep.points)}
+    digests = {digest(data_of(point.config)) for point in sweep.points}
     if len(digests) > 1:
         raise UserError(
             "the grid varies the data so that trials are judged on different validation images; "
@@ -85,10 +85,6 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
                 "now; point --config.data.dir at the original data or choose another --workdir."
             )
     return found
-
-
-def _by_data(points: Iterable[Point]) -> list[Point]:
-    return list({json.dumps(p.config.data.to_dict()): p for p in points}.values())
 
 
 def make_plan(points: Sequence[Point], done: set[str], meter: Meter) -> tuple[Unit, ...]:
@@ -145,7 +141,7 @@ def run_here(
     """Runs the units one after another in this process, each record as soon as it is there.
 
     Raises:
-      KeyboardInterrupt: when `should_stop()`; finished trials are in the ledger.
+      Stopped: when `should_stop()`; finished trials are in the ledger.
     """
     clock = Clock([meter.seconds(unit) for unit in units])
     for number, unit in enumerate(units):
@@ -154,16 +150,10 @@ def run_here(
             clock.tick(number, share)
             table.tick(clock.eta)
 
-        try:
-            for record, arrays in run_unit.run(
-                unit, data_of(unit.config), found, should_stop, tick
-            ):
-                ledger.append(record, arrays)
-                table.add(record, clock.eta)
-        except run_unit.Stopped:
-            raise KeyboardInterrupt(
-                f"finished trials are in {ledger.file}; run the same command to go on."
-            ) from None
+        data = data_of(unit.config)
+        for record, arrays in run_unit.run(unit, data, found, should_stop, tick):
+            ledger.append(record, arrays)
+            table.add(record, clock.eta)
         clock.finished(number)
 
 

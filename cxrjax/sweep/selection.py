@@ -157,16 +157,17 @@ def optimism(correct: np.ndarray, groups: np.ndarray, resamples: int, seed: int)
     }
     low, high = bootstrap.interval(own[:, None] - drawn)
     with_winner = int(np.sum((low <= 0) & (high >= 0)))
-    corrected, interval = None, [None, None]
-    if known.any():
-        corrected, by = apparent - float(flatters), found["optimism"]
-        interval = [min(max(apparent - by[bound], 0.0), 1.0) for bound in ("high", "low")]
-    return {
-        **found,
-        "corrected": corrected,
-        "corrected_interval": interval,
-        "not_distinguishable": with_winner - 1,
-    }
+    return (
+        found | _corrected(apparent, found["optimism"]) | {"not_distinguishable": with_winner - 1}
+    )
+
+
+def _corrected(apparent: float, by: Mapping[str, Any]) -> dict[str, Any]:
+    """`corrected` and `corrected_interval` of `optimism`."""
+    if by["value"] is None:
+        return {"corrected": None, "corrected_interval": [None, None]}
+    bounds = [min(max(apparent - by[bound], 0.0), 1.0) for bound in ("high", "low")]
+    return {"corrected": apparent - by["value"], "corrected_interval": bounds}
 
 
 def _searches(

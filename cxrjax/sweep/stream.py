@@ -11,7 +11,7 @@ import numpy as np
 
 from cxrjax import build, prefix, step
 from cxrjax.config import Config
-from cxrjax.data import batches
+from cxrjax.data import augment, batches
 from cxrjax.data.batches import Batch
 from cxrjax.data.dataset import Dataset
 
@@ -36,8 +36,7 @@ class Stream:
         if shared:
             recipe, variables = self.network(config)
             self._maps = prefix.frozen_maps(config, recipe, data, self._images.batches, variables)
-        augment = config.augment
-        self._augmented = bool(augment.shift or augment.rotation or augment.zoom)
+        self._augmented = augment.active(config)
 
     @property
     def shared(self) -> bool:

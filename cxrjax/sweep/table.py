@@ -134,7 +134,7 @@ def rows(records: Records, most: int | None = None) -> list[str]:
                 str(place),
                 *_values(point["values"], shown),
                 *count,
-                _interval(point["accuracy"]),
+                interval(point["accuracy"]),
                 f"{point['loss']:.3f}",
                 str(point["best_epoch"]),
                 f"{point['seconds']:.1f}",
@@ -190,7 +190,7 @@ def _best_rows(best: Records) -> list[str]:
     cells = [
         [
             str(place),
-            _interval(trial["validation"]["accuracy"]),
+            interval(trial["validation"]["accuracy"]),
             f"{trial['validation']['loss']:.3f}",
             str(trial["best_epoch"]),
             *_values(trial["values"], shown),
@@ -208,7 +208,7 @@ def _told(record: Mapping[str, Any]) -> str:
         return f"{point}: {_words(record['status'])} in epoch {record['epochs']}"
     found = record["validation"]
     return (
-        f"{point}: accuracy {_interval(found['accuracy'])}, loss {found['loss']:.3f}, best epoch "
+        f"{point}: accuracy {interval(found['accuracy'])}, loss {found['loss']:.3f}, best epoch "
         f"{record['best_epoch']} of {record['epochs']}, {record['seconds']:.1f} s"
     )
 
@@ -221,7 +221,7 @@ def _words(status: str) -> str:
     return status.replace("_", " ")
 
 
-def _interval(entry: Mapping[str, Any]) -> str:
+def interval(entry: Mapping[str, Any]) -> str:
     """Three digits, as the best trials of a grid lie close together: .812 [.770, .850]."""
     value, low, high = (f"{entry[part]:.3f}".removeprefix("0") for part in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"

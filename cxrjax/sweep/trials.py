@@ -31,6 +31,10 @@ Record = dict[str, Any]  # one line: key, values, seed, status, epochs, validati
 Records = Sequence[Mapping[str, Any]]
 
 
+class Stopped(Exception):
+    """A search was asked to stop; what is in the ledger stays."""
+
+
 class Trials:
     """The trials of a sweep that are over. Reading creates nothing."""
 
