@@ -1,0 +1,171 @@
+"""Rows of a reproduction: our figure with its interval beside the report's.
+
+What the scripts of the two reports share: running cxrjax's commands one after the other, reading
+what they left behind, and writing the rows as JSON, as a figure and into experiments/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cxrjax import log, plotting
+from cxrjax.errors import UserError
+from cxrjax.verdict import interval
+
+HERE = Path(__file__).resolve().parent
+README = HERE / "README.md"
+
+Metric = Mapping[str, Any]  # value, low, high (95 % interval), n
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a report and what it is here, by the report's protocol and corrected."""
+
+    what: str  # the network
+    figure: str  # e.g. "recall COVID"
+    report: float | None  # as printed there
+    as_report: Metric | None
+    corrected: Metric | None
+
+
+def run(module: str, *arguments: str) -> None:
+    """Runs `python -m cxrjax.MODULE` and shows what it prints; finished runs end at once.
+
+    Raises:
+      UserError: when it fails; what it was is above.
+      KeyboardInterrupt: when it was interrupted, its state saved.
+    """
+    command = [sys.executable, "-m", f"cxrjax.{module}", *arguments]
+    log.say("+ python " + " ".join(command[1:]))
+    # The checkout's own package, wherever this is called from; paths stay the caller's.
+    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    code = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, check=False).returncode
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        raise UserError(f"cxrjax.{module} failed with exit code {code}; its message is above.")
+
+
+def read(path: Path) -> Any:
+    """The content of a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def settings(overrides: Mapping[str, Any]) -> list[str]:
+    """Arguments of a command line for fields of a config."""
+    return [f"--config.{field}={value}" for field, value in overrides.items()]
+
+
+def share(correct: int, n: int) -> dict[str, Any]:
+    """A share with Wilson's interval, for counts whose images are not known one by one.
+
+    Args:
+      correct: how many of n.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(correct, n).proportion_ci(method="wilson")
+    return {"value": correct / n, "low": float(found.low), "high": float(found.high), "n": n}
+
+
+def trained(folder: Path) -> tuple[dict[str, Any], float]:
+    """Accuracy and loss on the training images in the last epoch of a run.
+
+    Both are taken while the weights move, under augmentation and dropout, as Keras' `fit` prints
+    them; the interval is Wilson's.
+    """
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["split"] == "train"][-1]
+    n = sum(read(folder / "result.json")["n"][split] for split in _trained_on(folder))
+    return share(round(last["accuracy"] * n), n), last["loss"]
+
+
+def _trained_on(folder: Path) -> Sequence[str]:
+    return read(folder / "result.json").get("trained_on", ["train"])
+
+
+def write(
+    name: str, title: str, rows: Sequence[Row], more: Mapping[str, Any], quick: bool
+) -> tuple[Path, Path]:
+    """Writes results/NAME.json and .png, and the table of that name in experiments/README.md.
+
+    Args:
+      title: of the figure and of the table.
+      more: what belongs to the rows: verdicts, findings, commands, device.
+      quick: written as NAME-quick, and the README is left alone: phantoms reproduce nothing.
+    """
+    stem = name + ("-quick" if quick else "")
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    data, picture = results / f"{stem}.json", results / f"{stem}.png"
+    log.write_json(data, {"rows": [asdict(row) for row in rows], **more})
+    draw(title, rows, picture)
+    if not quick:
+        _into_readme(name, table(rows))
+    return data, picture
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| network | figure | report | as the report did it | corrected |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        told = "" if row.report is None else f"{row.report:.2f}".removeprefix("0")
+        ours = [_cell(metric) for metric in (row.as_report, row.corrected)]
+        lines.append(f"| {row.what} | {row.figure} | {told} | {ours[0]} | {ours[1]} |")
+    return "\n".join(lines)
+
+
+def _cell(metric: Metric | None) -> str:
+    return "" if metric is None else f"{interval(metric)} n={metric['n']}"
+
+
+def _into_readme(name: str, text: str) -> None:
+    """Replaces what stands between the two marks of that name."""
+    page = README.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise UserError(f"{README} has no lines {begin.strip()} and {end}; put them back.")
+    with log.replacing(README) as file:
+        file.write(f"{before}{begin}\n{text}\n\n{end}{after}")
+
+
+def draw(title: str, rows: Sequence[Row], path: Path) -> None:
+    """Every row as a line: the report's figure as a mark, both of ours with their intervals."""
+    figure = plotting.new_figure(0.9 + 0.28 * len(rows))
+    axes = figure.subplots()
+    shifts = {"as_report": -0.15, "corrected": 0.15}
+    names = {"as_report": "as the report did it", "corrected": "corrected"}
+    for (kind, shift), colour in zip(shifts.items(), plotting.COLOURS, strict=False):
+        there = [(y, getattr(row, kind)) for y, row in enumerate(rows)]
+        there = [(y, metric) for y, metric in there if metric and metric["value"] is not None]
+        if there:
+            values = [metric["value"] for _, metric in there]
+            low = [max(metric["value"] - metric["low"], 0) for _, metric in there]
+            high = [max(metric["high"] - metric["value"], 0) for _, metric in there]
+            places = [y + shift for y, _ in there]
+            axes.errorbar(
+                values, places, xerr=[low, high], fmt="o", ms=4, color=colour, label=names[kind]
+            )
+    told = [(row.report, y) for y, row in enumerate(rows) if row.report is not None]
+    if told:
+        marks = {"marker": "|", "s": 90, "color": "black", "label": "report"}
+        axes.scatter(*zip(*told, strict=True), **marks)
+    axes.set_yticks(range(len(rows)), [f"{row.what}: {row.figure}" for row in rows], fontsize=7)
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(title, fontsize=9)
+    axes.legend(fontsize=7, loc="lower left")
+    plotting.save(figure, path)
