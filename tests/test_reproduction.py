@@ -11,10 +11,10 @@ from test_loop import ROOT
 from cxrjax.errors import UserError
 
 sys.path.insert(0, str(ROOT / "experiments"))
-import binary_report  # noqa: E402
-import four_class_report  # noqa: E402
-import reproduction  # noqa: E402
-from reproduction import Row  # noqa: E402
+import binary_report
+import four_class_report
+import reproduction
+from reproduction import Row
 
 
 def metric(value, n=100):
