@@ -42,7 +42,11 @@ def _temperature(fitted: dict[str, Any]) -> Html:
         from cxrjax.calibration import SEEN
 
         parts.append(e.paragraph(f"calibration.json {SEEN}.", class_="warning"))
-    side = "too sure of itself" if temperature["value"] > 1 else "less sure than it could be"
+    side = "not shown to be too sure, nor too unsure"
+    if temperature["low"] > 1:
+        side = "too sure of itself"
+    elif temperature["high"] < 1:
+        side = "less sure than it could be"
     parts.append(
         e.paragraph(
             "Temperature fitted on validation images: ",
@@ -66,7 +70,7 @@ def _conformal(fitted: dict[str, Any]) -> Html:
         e.tag("h3", "Sets of classes"),
         e.paragraph(
             "Instead of one answer a set of classes, made on validation images to hold the true "
-            f"class for {found['level']:.0%} of each class's images."
+            f"class for {e.percent(found['level'])} of each class's images."
         ),
     ]
     if "test" in found:
@@ -84,8 +88,9 @@ def _abstention(fitted: dict[str, Any]) -> Html:
     parts = [
         e.tag("h3", "Abstention"),
         e.paragraph(
-            f"An image is answered where its most probable class has at least "
-            f"{found['threshold']:.3f}, which {found['coverage']:.0%} of the validation images had."
+            "An image is answered where its most probable class has at least "
+            f"{found['threshold']:.3f}, as {e.percent(found['coverage'])} of the validation images "
+            "had."
         ),
     ]
     if test := found.get("test"):
@@ -140,7 +145,7 @@ def _figure(found: Found) -> Html:
         "Reliability diagram, risk against coverage, coverage of the conformal sets, and "
         "sensitivity and specificity at the thresholds, on the test split",
         "The same figures drawn. On the dotted line of the first, of answers given with a "
-        "confidence of 80 % just 80 % are right.",
+        "confidence of .80 just 80 in 100 are right.",
     ) or performance.evaluate_again(found, "figures/calibration.png is")
 
 

@@ -192,7 +192,7 @@ def explanations(found: Found) -> Html:
             found.pictures[name],
             f"Film {name.partition('-')[2]}, maps of evidence for each class, and the map of the "
             "predicted class over the film",
-            name.partition("/")[2],
+            "",
         )
         for name in shown
     ]

@@ -76,6 +76,11 @@ def missing(what: str, *words: object) -> Html:
     return paragraph(f"{what}; ", command(*words), " makes it.", class_="missing")
 
 
+def percent(share: float) -> str:
+    """A share as `79 %`, not torn apart at the end of a line."""
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+
+
 def interval(entry: Mapping[str, Any], *, n: bool = True) -> Html:
     """A figure {value, low, high, n} as `0.787 [0.691, 0.877] n = 80`."""
     if entry["value"] is None:
@@ -90,14 +95,16 @@ def table(
 ) -> Html:
     """A table whose first column names the rows; wide ones scroll on a narrow screen.
 
-    A cell that is a `Cell` is taken as it stands.
+    Args:
+      head: of each column; all empty: no head.
+      rows: values, or a `Cell` that is taken as it stands.
     """
-    top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
+    top = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head)))
     body = []
     for first, *rest in rows:
         cells = [cell if isinstance(cell, Cell) else tag("td", cell) for cell in rest]
         body.append(tag("tr", tag("th", first, scope="row"), *cells))
-    inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body))
+    inner = tag("table", tag("caption", caption), top if any(head) else "", tag("tbody", *body))
     return tag("div", inner, class_=f"table {class_}".strip(), tabindex="0")
 
 
@@ -114,7 +121,7 @@ def matrix(caption: object, classes: Sequence[str], counts: Sequence[Sequence[in
 
 def _cell(count: int, share: float) -> Cell:
     shade = f"background:rgb(0 114 178 / {0.5 * share:.2f})"
-    return Cell(tag("td", count, Html(f" <small>{share:.0%}</small>"), style=shade))
+    return Cell(tag("td", count, Html(f" <small>{percent(share)}</small>"), style=shade))
 
 
 def figure(picture: Picture | None, alt: str, caption: object) -> Html:
@@ -122,6 +129,7 @@ def figure(picture: Picture | None, alt: str, caption: object) -> Html:
 
     Args:
       alt: what it shows, for those who do not see it.
+      caption: below it; may be empty.
     """
     if picture is None:
         return Html()
@@ -131,7 +139,8 @@ def figure(picture: Picture | None, alt: str, caption: object) -> Html:
         f'height="{picture.height}" alt="{text(alt)}">'
     )
     note = " Only its upper part is shown." if picture.cut else ""
-    return tag("figure", Html(image), tag("figcaption", caption, note))
+    below = tag("figcaption", caption, note) if caption or note else ""
+    return tag("figure", Html(image), below)
 
 
 def section(name: str, title: str, *content: object) -> Html:

@@ -41,14 +41,17 @@ a { color: inherit; }
 .missing { border-left: .2rem solid var(--line); padding-left: .75rem; }
 .table { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: .25rem; }
+caption { text-align: left; color: var(--soft); padding-bottom: .25rem;
+  max-width: calc(100vw - 2rem); }
 th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0;
   border-bottom: 1px solid var(--line); overflow-wrap: normal; }
 th { font-weight: 600; }
 th[scope=row] { font-weight: 400; min-width: 7rem; }
 .range, td small { white-space: nowrap; }
+.dense .range { display: block; }
 .matrix td { padding: .25rem .75rem; text-align: right; }
-.matrix td, .matrix th[scope=col] { border-left: 1px solid var(--line); padding-left: .5rem; }
+.matrix td, .matrix th[scope=col] + th { border-left: 1px solid var(--line);
+  padding-left: .5rem; }
 .facts td { overflow-wrap: anywhere; min-width: 9rem; }
 figure { margin: 1.5rem 0; }
 img { display: block; max-width: 100%; height: auto; background: #fff; }
@@ -56,10 +59,13 @@ code, pre { font: .85em/1.5 ui-monospace, monospace; background: var(--raised); 
 code { padding: .1em .3em; }
 pre { padding: .75rem; white-space: pre-wrap; }
 footer { margin: 3rem 0 1rem; border-top: 1px solid var(--line); }
+@media (max-width: 40rem) { td .range, td small { display: block; }
+  td, th { font-size: .9rem; padding-right: .5rem; } th[scope=row] { min-width: 5rem; }
+  figure { overflow-x: auto; } img { max-width: none; width: 40rem; } }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb;
   --ground: #fff; --raised: #f4f4f4; --doubt: #a33d00; --sound: #00664b; }
   body { font-size: 10pt; } main { max-width: none; padding: 0; }
-  .table { overflow: visible; } figure, tr, #verdict { break-inside: avoid; }
+  .table { overflow: visible; } figure, .table, tr, #verdict { break-inside: avoid; }
   h2, h3, caption { break-after: avoid; } img { max-height: 23cm; width: auto; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """

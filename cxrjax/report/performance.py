@@ -80,10 +80,11 @@ def _tested(found: Found) -> list[str]:
     test, audit = found.result["test"], found.result["audit"]
     accuracy = test["accuracy"]
     common, share = _commonest(test)
+    value, low, high = (e.percent(accuracy[key]) for key in ("value", "low", "high"))
     said = [
-        f"Of {accuracy['n']} test images {accuracy['value']:.0%} got the right class; for others "
-        f"drawn alike {accuracy['low']:.0%} to {accuracy['high']:.0%} are plausible (95 % "
-        f"interval). Always answering {common} would be right for {share:.0%}."
+        f"Of {accuracy['n']} test images {value} got the right class; for others drawn alike {low} "
+        f"to {high} are plausible ({e.percent(0.95)} interval). Always answering {common} would be "
+        f"right for {e.percent(share)}."
     ]
     if leaks := verdict.leaks_into_test(audit):
         said.append(
@@ -146,8 +147,8 @@ def metrics(found: Found) -> Html:
     drawn = ""
     if "resamples" in part:
         drawn = (
-            f" by a bootstrap of {part['resamples']} resamples that draws groups of near-"
-            f"duplicates and patients whole ({part['groups']} groups in {part['n']} {found.shown} images)"
+            f" by a bootstrap of {part['resamples']} resamples, which draws groups of near-copies "
+            f"and patients whole ({part['groups']} in {part['n']} {found.shown} images)"
         )
     return e.section(
         "metrics",
@@ -191,7 +192,7 @@ def _classes(found: Found, split: str) -> Html:
         for name in part["classes"]
     ]
     return e.table(
-        f"{split} split{_seen(found, split)}", ["class", "images", *shown.values()], rows
+        f"{split} split{_seen(found, split)}", ["class", "images", *shown.values()], rows, "dense"
     )
 
 

@@ -73,7 +73,8 @@ def _within(picture: Picture, limit: float) -> Picture:
     original = image = Image.open(io.BytesIO(picture.data)).convert("RGB")
     data = _png(image.quantize(256))
     while len(data) > limit and image.width > _SMALLEST:
-        width = max(_SMALLEST, int(image.width * 0.85))
+        shrink = min(0.9, math.sqrt(limit / len(data)))
+        width = max(_SMALLEST, int(image.width * shrink))
         image = original.resize((width, max(1, original.height * width // original.width)))
         data = _png(image.quantize(256))
     return Picture(data, image.width, image.height, picture.cut)
@@ -81,5 +82,5 @@ def _within(picture: Picture, limit: float) -> Picture:
 
 def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
+    image.save(file, format="PNG")
     return file.getvalue()
