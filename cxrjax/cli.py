@@ -20,6 +20,7 @@ COMMANDS = {
     "audit": ("cxrjax.audit.__main__", "reasons to doubt a data set, and a run trained on it"),
     "lungs": ("cxrjax.lungs.__main__", "train or evaluate the lung segmentation"),
     "bench": ("cxrjax.bench.__main__", "measure throughput, alone or against peers"),
+    "report": ("cxrjax.report.__main__", "a finished run as one self-contained HTML page"),
     "explain": ("cxrjax.explain.__main__", "maps of evidence of a finished run, and their scores"),
     "predict": ("cxrjax.predict", "what a finished run says of images, files or folders"),
     "convert": ("cxrjax.convert", "convert pretrained weights, list the networks"),

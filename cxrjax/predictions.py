@@ -51,7 +51,7 @@ class Run:
 
 def looks(run: Run) -> Looks:
     """How often the run's test split was read so far, by all runs; at least what the run knew."""
-    told = run.result.get("test_looks") or 1
+    told = run.result.get("test_looks") or int("test" in run.result)
     data, digest = run.result.get("data_fingerprint"), run.result.get("split_digest")
     config = run.folder / "config.json"
     if data is None or digest is None or not config.is_file():
@@ -84,23 +84,20 @@ def write(folder: Path, splits: dict[str, Split], classes: tuple[str, ...]) -> N
     log.write_json(folder / "groups.json", {s: of.groups.tolist() for s, of in splits.items()})
 
 
-def read(folder: Path) -> Run:
+def read(folder: Path, *, untested_too: bool = False) -> Run:
     """The results and predictions of a finished run.
 
+    Args:
+      untested_too: whether a run that left the test split alone will do; `splits` lacks it then.
     Raises:
       UserError: when there is no finished run, it was not tested, or its files are damaged or do
         not fit together.
     """
-    path = folder / "result.json"
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; name the --workdir of a finished run.")
-    if not path.exists():
-        raise UserError(f"{folder} holds no result.json; name a run that has finished.")
+    result = result_of(folder)
+    if "test" not in result and not untested_too:
+        raise untested(folder)
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
         classes = tuple(result["classes"])
-        if "test" not in result:
-            raise untested(folder)
         with open(
             folder / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape"
         ) as file:
@@ -111,11 +108,39 @@ def read(folder: Path) -> Run:
         splits = {
             split: _split([row for row in rows if row[0] == split], classes, groups.get(split))
             for split in ("validation", "test")
+            if split in result
         }
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"the results in {folder} cannot be read ({reason}); {_AGAIN}.") from error
+        raise damaged(folder, error) from error
     return Run(folder, result, classes, splits)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """The content of a finished run's result.json.
+
+    Raises:
+      UserError: when there is no finished run, or the file is damaged.
+    """
+    path = folder / "result.json"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; name the --workdir of a finished run.")
+    if not path.exists():
+        begun = f", or finish this one by python -m cxrjax.main --workdir {folder}"
+        mend = begun if (folder / "config.json").is_file() else ""
+        raise UserError(f"{folder} holds no result.json; name a run that has finished{mend}.")
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(result, dict):
+            raise ValueError("result.json does not hold a JSON object")
+    except (OSError, ValueError) as error:
+        raise damaged(folder, error) from error
+    return result
+
+
+def damaged(folder: Path, error: Exception) -> UserError:
+    """What to raise where the files of a finished run cannot be made sense of."""
+    reason = f"{type(error).__name__}: {error}"
+    return UserError(f"the results in {folder} cannot be read ({reason}); {_AGAIN}.")
 
 
 def _groups(folder: Path) -> dict[str, list[int]]:

@@ -27,7 +27,7 @@ LAYERS = [
     {"step", "predictions", "lungs"},
     {"figures", "evaluation_figures", "uncertainty", "decision_report", "trained"},
     {"evaluation", "build", "prefix"},
-    {"audit", "explain"},
+    {"audit", "explain", "report"},
     {"outcome"},
     {"loop"},
     {"sweep"},
@@ -45,6 +45,7 @@ LAYERS = [
         "audit.__main__",
         "lungs.__main__",
         "explain.__main__",
+        "report.__main__",
         "sweep.__main__",
     },
 ]
@@ -104,6 +105,7 @@ def test_imports_point_downwards(name, tree):
             "audit",
             "lungs",
             "explain",
+            "report",
             "sweep",
         ):
             continue
@@ -144,6 +146,7 @@ def test_heavy_libraries_have_one_owner(name, tree):
         "cxrjax.audit",
         "cxrjax.lungs",
         "cxrjax.explain",
+        "cxrjax.report",
         "cxrjax.predict",
         "cxrjax.sweep",
         "cxrjax",

@@ -1,0 +1,138 @@
+"""What a page is made of: the files of a finished run, read and checked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cxrjax import config as config_lib
+from cxrjax import predictions
+from cxrjax.config import Config
+from cxrjax.data.ledger import Looks
+from cxrjax.errors import UserError
+from cxrjax.predictions import Run, Split
+from cxrjax.report import pictures
+from cxrjax.report.pictures import Picture
+
+PANELS = 12  # shown at most: explain sorts the most confident mistakes to the front
+_FIGURES = ("curves", "test_images", "calibration", "decision")
+_AUDIT_FIGURES = ("duplicates", "predictability", "sources", "label_doubts", "shortcuts")
+_SAME = 0.1  # of a probability: what precision or device may change between two passes
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finished run left behind; None or nothing where a file is absent."""
+
+    folder: Path
+    result: dict[str, Any]
+    splits: dict[str, Split]
+    looks: Looks
+    config: Config | None
+    calibration: dict[str, Any] | None
+    decision: dict[str, Any] | None
+    audit: dict[str, Any] | None  # audit.json
+    explained: dict[str, Any] | None  # summary.json
+    explained_in: Path | None
+    panels: int  # how many there are, shown or not
+    pictures: dict[str, Picture]  # by name, "audit/NAME", "explained/NAME" and "panel/NAME"
+
+    @property
+    def tested(self) -> bool:
+        """Whether there are figures of the test split."""
+        return "test" in self.result
+
+    @property
+    def shown(self) -> str:
+        """The split whose figures count: test, or validation where that is all there is."""
+        return "test" if self.tested else "validation"
+
+
+def gather(folder: Path, explained: Path | None) -> Found:
+    """Reads a run.
+
+    Args:
+      folder: of a finished run, tested or not.
+      explained: what `python -m cxrjax.explain` wrote of it.
+    Raises:
+      UserError: when the run is not finished, a file is damaged, or the explanations are none or
+        those of another run.
+    """
+    if (folder / "predictions.csv").exists():
+        run = predictions.read(folder, untested_too=True)
+    else:
+        result = predictions.result_of(folder)
+        run = Run(folder, result, tuple(result.get("classes", ())), {})
+    settings = folder / "config.json"
+    paths = {name: folder / "figures" / f"{name}.png" for name in _FIGURES}
+    paths |= {
+        f"audit/{name}": folder / "audit" / "figures" / f"{name}.png" for name in _AUDIT_FIGURES
+    }
+    summary, panels = None, []
+    if explained is not None:
+        summary, panels = _explained(explained, run)
+        for name in ("misclassified", "lung_share"):
+            paths[f"explained/{name}"] = explained / f"{name}.png"
+        paths |= {f"panel/{path.stem}": path for path in panels[:PANELS]}
+    return Found(
+        folder=folder,
+        result=run.result,
+        splits=run.splits,
+        looks=predictions.looks(run),
+        config=config_lib.load(str(settings)) if settings.is_file() else None,
+        calibration=_json(folder / "calibration.json"),
+        decision=_json(folder / "decision.json"),
+        audit=_json(folder / "audit" / "audit.json"),
+        explained=summary,
+        explained_in=explained,
+        panels=len(panels),
+        pictures=pictures.load(paths),
+    )
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None where there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it or make it anew.") from error
+    return found
+
+
+def _explained(folder: Path, run: Run) -> tuple[dict[str, Any], list[Path]]:
+    """summary.json and the panels of a folder of explanations, in the order of their rank."""
+    summary = _json(folder / "summary.json")
+    if summary is None:
+        raise UserError(
+            f"{folder} holds no explanations (summary.json is missing); name the --out of "
+            f"python -m cxrjax.explain --workdir {run.folder}."
+        )
+    _refuse_other_run(folder, run.splits.get(summary.get("split", "")), run)
+    return summary, sorted((folder / "panels").glob("*.png"))
+
+
+def _refuse_other_run(folder: Path, split: Split | None, run: Run) -> None:
+    """Compares what was explained with what the run predicted, where it predicted that split."""
+    if split is None:
+        return
+    known = dict(zip(split.names, split.probabilities, strict=True))
+    path = folder / "explanations.jsonl"
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        told = {
+            line["name"]: [line["probabilities"].get(c, 2) for c in run.classes] for line in lines
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); make it anew.") from error
+    for name, row in told.items():
+        if name not in known or abs(known[name] - row).max() > _SAME:
+            raise UserError(
+                f"{folder} explains another run than {run.folder} (see {name}); make it anew by "
+                f"python -m cxrjax.explain --workdir {run.folder} --out {folder}."
+            )
