@@ -45,9 +45,14 @@ QUICK = {
         "data.phantom.count": 520,
         "train.epochs": 3,
     },
-    "baseline": {"grid.model.filters": "8", "grid.model.head.dropout": "0.3"},
+    "baseline": {
+        "config.train.epochs": 15,
+        "grid.model.filters": "8",
+        "grid.model.head.dropout": "0.3",
+    },
     "heads": {
         "config.model.weights": "none",
+        "config.sweep.fine_tune_learning_rate": 1e-4,
         "grid.model.head.dropout": "0.3",
         "grid.train.batch_size": "32,64",
     },
