@@ -71,6 +71,11 @@ def _run(argv: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="phantoms instead of X-rays")
+    parser.add_argument(
+        "--networks",
+        default=",".join(NETWORKS),
+        help="of %(default)s (default: all); densenet4 is always among them",
+    )
     parser.add_argument("--epochs", type=int, help="of a backbone (default 10; quick: 2)")
     parser.add_argument(
         "--final-epochs", type=int, help="of the final one (default 30; quick: 4); 0: none"
@@ -90,7 +95,10 @@ def _run(argv: Sequence[str]) -> int:
     longer = (4 if arguments.quick else 30) if longer is None else longer
     if epochs < 1 or longer < 0:
         raise UserError("--epochs must be 1 or more, --final-epochs 0 or more.")
-    keys = [key for key in PRINTED if key != FINAL or longer]
+    named = ["densenet4", *arguments.networks.split(",")]
+    if unknown := set(named) - set(NETWORKS):
+        raise UserError(f"--networks holds {min(unknown)!r}; give some of {','.join(NETWORKS)}.")
+    keys = [key for key in PRINTED if key in named or (key == FINAL and longer)]
     shared = (QUICK if arguments.quick else {}) | cli.parse_overrides(rest)
 
     for key in keys:
@@ -104,7 +112,8 @@ def _run(argv: Sequence[str]) -> int:
         folder = root / "without_source" / source
         _train("densenet4", folder, own | {"data.hold_out_source": source})
     runs = [str(root / "corrected" / key) for key in keys]
-    reproduction.run("compare", *runs, "--out", str(root / "comparison"))
+    if len(runs) > 1:
+        reproduction.run("compare", *runs, "--out", str(root / "comparison"))
     disease = ["--disease", "ground_glass"] if arguments.quick else []
     reproduction.run("decide", "--workdir", str(final), *disease)
     return _finish(root, keys, sources, arguments.quick)
@@ -151,7 +160,9 @@ def _finish(root: Path, keys: Sequence[str], sources: Sequence[str], quick: bool
         for protocol in PROTOCOLS
     }
     best = FINAL if FINAL in keys else "densenet4"
-    comparison = reproduction.read(root / "comparison" / "comparison.json")
+    pairs = []
+    if len(keys) > 1:
+        pairs = reproduction.read(root / "comparison" / "comparison.json")["pairs"]
     decision = reproduction.read(root / "corrected" / best / "decision.json")
     final = results["corrected"][best]
     more = {
@@ -162,7 +173,7 @@ def _finish(root: Path, keys: Sequence[str], sources: Sequence[str], quick: bool
         },
         "shortcuts": final["audit"].get("shortcuts"),
         "sources_held_out": {source: _held_out(root, source) for source in sources},
-        "pairs": comparison["pairs"],
+        "pairs": pairs,
         "decision": {key: decision[key] for key in ("disease", "report", "corrected", "xray")},
         "epochs": {p: {k: r["epochs"] for k, r in of.items()} for p, of in results.items()},
         "seconds": {p: {k: r["seconds"] for k, r in of.items()} for p, of in results.items()},

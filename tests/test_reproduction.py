@@ -134,6 +134,7 @@ def test_what_the_best_of_many_is_worth():
     [
         ("binary_report", ["--tasks", "3,7"], "--tasks holds '7'"),
         ("binary_report", ["--tasks", "4"], "give 3,4"),
+        ("four_class_report", ["--networks", "densenet4,vgg"], "--networks holds 'vgg'"),
         ("four_class_report", ["--epochs", "-1"], "--epochs must be 1 or more"),
         ("four_class_report", ["--quick", "--config.no.field=1"], "config field no.field"),
     ],
