@@ -16,7 +16,10 @@ from cxrjax.explain.scores import mean_interval
 _NOISE = 0.01  # of full scale: otherwise what was removed is told by its smoothness
 _TOLERANCE, _STEPS = 1e-2, 2000  # leaves errors of about one grey level, less than the noise
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
-BASELINES = {"shuffled": "its cells shuffled", "centre": "the middle of the film"}
+BASELINES = {
+    "shuffled": "what the map marks with its cells shuffled",
+    "centre": "the middle of the film",
+}
 
 
 def impute(images: np.ndarray, removed: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -183,23 +186,28 @@ def faithfulness(
 
 def sentences(found: dict[str, Any]) -> list[str]:
     """What may be said of `faithfulness`: only what its intervals support."""
+    whole = found["gain"]["shuffled"]["deletion"]
+    if whole["low"] is None:
+        return [f"Too few images (n={whole['n']}) to say what deletion and insertion show."]
     said = []
-    verbs = {"deletion": "Removing", "insertion": "Keeping only"}
-    does = {"deletion": "lowers", "insertion": "keeps up"}
+    acts = {
+        "deletion": ("Removing", "lowers the probability"),
+        "insertion": ("Keeping", "holds the probability up"),
+    }
     for way, what in BASELINES.items():
-        for side, gain in found["gain"][way].items():
-            if gain["low"] is None:
-                said.append(f"Too few images (n={gain['n']}) to say what {side} does.")
-                continue
-            areas = [found["area"][of][side]["value"] for of in ("map", way)]
+        for side, (act, does) in acts.items():
+            gain = found["gain"][way][side]
+            ours, theirs = (found["area"][of][side]["value"] for of in ("map", way))
             numbers = (
-                f"(area {areas[0]:.2f} against {areas[1]:.2f}; better by {gain['value']:.2f} "
+                f"(area {ours:.2f} against {theirs:.2f}; gain {gain['value']:.2f} "
                 f"[{gain['low']:.2f}, {gain['high']:.2f}], n={gain['n']})"
             )
-            act = f"{verbs[side]} what the map marks"
-            if gain["low"] > 0 or gain["high"] < 0:
-                than = "more" if gain["low"] > 0 else "less"
-                said.append(f"{act} {does[side]} the probability {than} than {what} {numbers}.")
+            start, rest = f"{act} what the map marks {does}", f"than {act.lower()} {what}"
+            if gain["low"] > 0:
+                said.append(f"{start} more {rest} {numbers}.")
+            elif gain["high"] < 0:
+                said.append(f"{start} less {rest} {numbers}.")
             else:
-                said.append(f"That {act.lower()} does more than {what} is not shown {numbers}.")
+                start = start[0].lower() + start[1:]
+                said.append(f"Whether {start} more {rest} is not shown {numbers}.")
     return said
