@@ -1,17 +1,23 @@
-"""The look all figures share: size, colours, and a PNG that is replaced in one step."""
+"""The look all figures share: size, colours, intervals, and a PNG replaced in one step."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from cxrjax import log
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SMALL = 8  # points: labels of axes
 WIDTH = 7.2  # inches: a page's text width
 _DOTS = 160  # per inch
 
@@ -33,3 +39,59 @@ def save(figure: Figure, path: Path) -> None:
     """Replaces `path` by a PNG, in one step."""
     with log.replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=_DOTS)
+
+
+def interval_band(
+    axes: Axes, x: Sequence[float], entries: Sequence[Mapping], label: str, style: dict[str, Any]
+) -> None:
+    """A line of figures over `x`, their intervals as a band around it."""
+    value, low, high = (
+        [np.nan if entry[key] is None else entry[key] for entry in entries]
+        for key in ("value", "low", "high")
+    )
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.2, lw=0)
+    axes.plot(x, value, label=label, **style)
+
+
+def interval_rows(
+    axes: Axes, entries: Mapping[str, Mapping], k: int = 0, label: str = "", shift: float = 0.0
+) -> None:
+    """One figure a row, its interval as a bar."""
+    value, reaching = reach(list(entries.values()))
+    places = len(entries) - 1 - np.arange(len(entries))
+    axes.errorbar(
+        value,
+        places + shift,
+        xerr=reaching,
+        color=COLOURS[k % len(COLOURS)],
+        marker=MARKERS[k % len(MARKERS)],
+        ms=3.5,
+        lw=0,
+        elinewidth=1.1,
+        label=label or None,
+    )
+    axes.set_yticks(places, [name.replace("_", " ") for name in entries], fontsize=SMALL)
+    axes.set_ylim(-0.6, len(entries) - 0.4)
+
+
+def reach(entries: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray]:
+    """Values [n] and how far their intervals reach down and up [2, n]; NaN where undefined.
+
+    The interval of a figure such as the ECE may leave its value out: it reaches 0 to that side.
+    """
+    value, low, high = (
+        np.array([np.nan if entry[key] is None else entry[key] for entry in entries], float)
+        for key in ("value", "low", "high")
+    )
+    return value, np.maximum(np.stack([value - low, high - value]), 0)
+
+
+def dress(axes: Axes, title: str, x: str, y: str = "") -> None:
+    """Title, labels and a legend where there is something to tell apart, in one size."""
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(x, fontsize=SMALL)
+    axes.set_ylabel(y, fontsize=SMALL)
+    axes.tick_params(labelsize=SMALL)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=7, frameon=False)

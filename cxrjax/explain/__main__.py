@@ -14,8 +14,19 @@ examples:
   python -m cxrjax.explain --workdir runs/densenet4 --out explained
   python -m cxrjax.explain --workdir runs/densenet4 --only misclassified --method layer_cam \\
       --out explained
-writes panels/*.png, misclassified.png, lung_share.png, explanations.jsonl (a line per image: raw
-map statistics and shares for the predicted class) and summary.json (means, 95 % intervals).
+  python -m cxrjax.explain --workdir runs/seed0 --against runs/seed1 runs/seed2 --out explained
+writes panels/*.png, misclassified.png, lung_share.png, checks.png, explanations.jsonl (a line per
+image: raw map statistics and shares for the predicted class) and summary.json (means, 95 %
+intervals, checks).
+checks of the maps of the predicted class, on images drawn from those explained:
+  --faithfulness  deletion and insertion, pixels imputed (ROAD), against the same maps shuffled and
+                  against the middle of the film
+  --sanity        weights made random layer by layer from the logits down; passed where the 95 %
+                  interval of the size of the rank correlation, all random, lies below 0.5
+  --agreement     rank correlation between methods (one alone: with grad_cam, layer_cam and
+                  integrated_gradients)
+  --against       the same between runs, on all images explained
+methods at the input take 16 passes for each map: give them a smaller --sanity.
 methods: see cxrjax/explain/methods.py; grad_cam, grad_cam++, hires_cam, layer_cam, ablation_cam,
 integrated_gradients, smooth_grad.
 exit codes: 0 done, 2 bad input (one sentence on standard error), 130 interrupted.
@@ -37,10 +48,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only", choices=("all", "misclassified"), default="all", help="default %(default)s"
     )
-    parser.add_argument("--method", default="grad_cam", help="default %(default)s")
+    parser.add_argument(
+        "--method",
+        default="grad_cam",
+        metavar="NAME[,NAME]",
+        help="default %(default)s; further ones are compared with the first",
+    )
     parser.add_argument("--stage", metavar="NAME", help="default: the network's last maps")
     parser.add_argument(
         "--panels", type=int, default=40, metavar="N", help="at most (default %(default)s)"
+    )
+    for check, most in (("faithfulness", 32), ("sanity", 16), ("agreement", 16)):
+        parser.add_argument(
+            f"--{check}",
+            type=int,
+            default=most,
+            metavar="N",
+            help="images of that check, 0: none (default %(default)s)",
+        )
+    parser.add_argument(
+        "--against", metavar="RUN", nargs="+", default=[], help="finished runs of the same data"
     )
     return parser
 
@@ -51,11 +78,20 @@ def _run(argv: Sequence[str]) -> int:
     from cxrjax import config as config_lib
     from cxrjax import log, lungs, runtime, trained
     from cxrjax.errors import UserError, writing
-    from cxrjax.explain import report
+    from cxrjax.explain import checks, report
 
     out = Path(arguments.out)
-    if arguments.panels < 0:
-        raise UserError("--panels must be 0 or more.")
+    for option in ("panels", "faithfulness", "sanity", "agreement"):
+        if getattr(arguments, option) < 0:
+            raise UserError(f"--{option} must be 0 or more.")
+    method, *more = dict.fromkeys(name.strip() for name in arguments.method.split(","))
+    plan = checks.Plan(
+        faithfulness=arguments.faithfulness,
+        sanity=arguments.sanity,
+        agreement=arguments.agreement,
+        methods=tuple(more),
+        against=tuple(arguments.against),
+    )
     file = Path(arguments.workdir) / "config.json"
     cache = config_lib.load(str(file)).data.cache if file.is_file() else ""
     runtime.start(runtime.cache_root(cache) / "compiled")
@@ -67,9 +103,10 @@ def _run(argv: Sequence[str]) -> int:
             out,
             split=arguments.split,
             only_wrong=arguments.only == "misclassified",
-            method=arguments.method,
+            method=method,
             stage=arguments.stage,
             panels=arguments.panels,
+            plan=plan,
             segment=lungs.masks,
         )
         log.write_json(out / "summary.json", summary)

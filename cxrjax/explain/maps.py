@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ def explain(
     Args:
       recipe, method, stage: static; `stage` None means the features.
       images: uint8 [B, H, W].
-      wanted: float32 [T, n_logits], see `targets`.
+      wanted: float32 [T, n_logits], see `targets`; or [B, T, n_logits], each image's own.
     Returns:
       probabilities float32 [B, K] and raw signed maps float32 [B, T, h, w], at the size of the
       stage's maps or, for methods at the input, of the images.
@@ -63,10 +64,58 @@ def explain(
             return model.classify(model.features(x, after=after))
 
     def one(coefficients):
-        return run(lambda x: (logits_of(x) * coefficients[None]).sum(-1), start)
+        mine = jnp.broadcast_to(coefficients, (len(images), wanted.shape[-1]))
 
-    maps = jax.vmap(one, out_axes=1)(wanted)
+        def score(x):
+            logits = logits_of(x)
+            # Methods that score changed copies give the whole batch, several times over.
+            return (logits * jnp.tile(mine, (len(logits) // len(mine), 1))).sum(-1)
+
+        return run(score, start)
+
+    maps = jax.vmap(one, in_axes=wanted.ndim - 2, out_axes=1)(wanted)
     return losses.probabilities(logits_of(start)), maps
+
+
+class Explained(NamedTuple):
+    """Images of one split with their maps."""
+
+    positions: np.ndarray  # int [N] into the store
+    images: np.ndarray  # uint8 [N, S, S]
+    labels: np.ndarray  # int [N]
+    groups: np.ndarray  # int [N], equal for images that are not independent
+    probabilities: np.ndarray  # float32 [N, K]
+    raw: np.ndarray  # float32 [N, K, h, w]
+    names: tuple[str, ...]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        return self.probabilities.argmax(1)
+
+    @property
+    def right(self) -> np.ndarray:
+        return self.predicted == self.labels
+
+    @property
+    def raw_of_predicted(self) -> np.ndarray:
+        """Maps of the predicted class as they are, float32 [N, h, w]."""
+        return self.raw[np.arange(len(self.raw)), self.predicted]
+
+    def of_predicted(self) -> np.ndarray:
+        """Maps of the predicted class at the size of the images, float32 [N, S, S]."""
+        return enlarge(self.raw_of_predicted, self.images.shape[-1])
+
+    def take(self, chosen: np.ndarray) -> Explained:
+        """Those where `chosen`, bool [N], is True."""
+        return Explained(
+            self.positions[chosen],
+            self.images[chosen],
+            self.labels[chosen],
+            self.groups[chosen],
+            self.probabilities[chosen],
+            self.raw[chosen],
+            tuple(self.names[i] for i in np.flatnonzero(chosen)),
+        )
 
 
 class Explainer:
@@ -98,7 +147,8 @@ class Explainer:
         """Probabilities [N, K] and raw maps [N, T, h, w] of images uint8 [N, S, S].
 
         Args:
-          wanted: float32 [T, n_logits]; None: a target for each class.
+          wanted: float32 [T, n_logits], or [N, T, n_logits] with targets of its own for each
+            image; None: a target for each class.
           batch_size: divided by 16 for methods at the input, which take 16 passes for each image.
         """
         wanted = targets.default(self.n_logits) if wanted is None else wanted
@@ -111,11 +161,29 @@ class Explainer:
                 part = np.asarray(images[at : at + size])
                 n = len(part)
                 part = filled(part, size)
-                both = self._call(self.run.params, self.run.batch_stats, part, wanted)
+                mine = wanted if wanted.ndim == 2 else filled(wanted[at : at + size], size)
+                both = self._call(self.run.params, self.run.batch_stats, part, mine)
                 found.append([np.asarray(each)[:n] for each in both])
                 bar.update(n)
         probabilities, maps = zip(*found, strict=True)
         return np.concatenate(probabilities), np.concatenate(maps)
+
+    def of_classes(self, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """The raw map of one class for each image: the others' are not computed.
+
+        Args:
+          images: uint8 [N, S, S].
+          classes: int [N].
+        Returns:
+          float32 [N, h, w].
+        """
+        return self(images, targets.default(self.n_logits)[classes][:, None])[1][:, 0]
+
+    def with_weights(self, run: Trained) -> Explainer:
+        """The same for other weights of the same network; what is compiled is shared."""
+        other = copy.copy(self)
+        other.run = run
+        return other
 
 
 def enlarge(maps: np.ndarray, size: int) -> np.ndarray:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from cxrjax import log
-from cxrjax.plotting import COLOURS, WIDTH, new_figure, save
+from cxrjax.plotting import (
+    COLOURS,
+    WIDTH,
+    dress,
+    interval_band,
+    interval_rows,
+    new_figure,
+    save,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _OPACITY = 0.6  # of the strongest evidence
 _ON_A_SHEET = 500  # taller pictures than that of these, few programs open
@@ -167,3 +179,59 @@ def share_histogram(
         ax.legend(fontsize=7, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
     save(figure, path)
+
+
+def checks(path: Path, found: dict[str, Any], method: str) -> None:
+    """What the checks found: curves, weights at random, agreement; a panel for each.
+
+    Args:
+      found: as `checks.write` returns it, not empty.
+      method: the one whose maps were checked.
+    """
+    drawn = []
+    if "faithfulness" in found:
+        drawn += [
+            lambda ax, side=side: _curves(ax, found["faithfulness"], side)
+            for side in ("deletion", "insertion")
+        ]
+    if "randomisation" in found:
+        drawn.append(lambda ax: _randomisation(ax, found["randomisation"]))
+    drawn += [
+        lambda ax, what=what: _agreement(ax, found["agreement"][what], what)
+        for what in found.get("agreement", {})
+    ]
+    rows = -(-len(drawn) // 2)
+    figure = new_figure(0.3 + 2.7 * rows)
+    axes = figure.subplots(rows, 2, squeeze=False).ravel()
+    for ax, draw in zip(axes, drawn, strict=False):
+        draw(ax)
+    for ax in axes[len(drawn) :]:
+        ax.axis("off")
+    figure.suptitle(f"{method}; bands and bars: 95 % intervals".replace("_", " "), fontsize=9)
+    save(figure, path)
+
+
+def _curves(ax: Axes, found: dict[str, Any], side: str) -> None:
+    for k, (way, sides) in enumerate(found["curves"].items()):
+        style = dict(color=COLOURS[k], ls=("-", "--", ":")[k], lw=1.4)
+        interval_band(ax, found["share"], sides[side], way, style)
+    ax.set_ylim(0, 1.02)
+    share = {"deletion": "share of pixels removed", "insertion": "share of pixels kept"}[side]
+    n = found["area"]["map"][side]["n"]
+    dress(ax, f"{side.capitalize()}, n = {n}", share, "probability of the class")
+
+
+def _randomisation(ax: Axes, found: dict[str, Any]) -> None:
+    interval_rows(ax, found["layers"])
+    ax.axvline(found["limit"], color="0.45", lw=1, ls="--", label="limit for the last row")
+    ax.set_xlim(0, 1.02)
+    verdict = {True: "passed", False: "FAILED", None: "undecided"}[found["passed"]]
+    dress(ax, f"Weights random down to ...: {verdict}", "size of the rank correlation")
+
+
+def _agreement(ax: Axes, found: Sequence[dict[str, Any]], what: str) -> None:
+    for k, (key, label) in enumerate((("same_image", "same"), ("other_image", "another"))):
+        rows = {f"{pair['first']},\n{pair['second']}": pair[key] for pair in found}
+        interval_rows(ax, rows, k, f"{label} image", 0.15 - 0.3 * k)
+    ax.axvline(0, color="0.45", lw=1, ls="--")
+    dress(ax, f"Agreement of {what}", "rank correlation")

@@ -3,51 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cxrjax import log, predictions
 from cxrjax.data import dataset
-from cxrjax.explain import pictures, regions, scores
-from cxrjax.explain.maps import Explainer, enlarge
+from cxrjax.explain import checks, pictures, regions, scores
+from cxrjax.explain.maps import Explained, enlarge
 from cxrjax.lungs import Segmentation
 from cxrjax.trained import Trained
-
-
-class Explained(NamedTuple):
-    """Images of one split with their maps."""
-
-    positions: np.ndarray  # int [N] into the store
-    images: np.ndarray  # uint8 [N, S, S]
-    labels: np.ndarray  # int [N]
-    probabilities: np.ndarray  # float32 [N, K]
-    raw: np.ndarray  # float32 [N, K, h, w]
-    names: tuple[str, ...]
-
-    @property
-    def predicted(self) -> np.ndarray:
-        return self.probabilities.argmax(1)
-
-    @property
-    def right(self) -> np.ndarray:
-        return self.predicted == self.labels
-
-    def of_predicted(self) -> np.ndarray:
-        """Maps of the predicted class at the size of the images, float32 [N, S, S]."""
-        chosen = self.raw[np.arange(len(self.raw)), self.predicted]
-        return enlarge(chosen, self.images.shape[-1])
-
-    def take(self, chosen: np.ndarray) -> Explained:
-        """Those where `chosen`, bool [N], is True."""
-        return Explained(
-            self.positions[chosen],
-            self.images[chosen],
-            self.labels[chosen],
-            self.probabilities[chosen],
-            self.raw[chosen],
-            tuple(self.names[i] for i in np.flatnonzero(chosen)),
-        )
 
 
 def write(
@@ -59,29 +24,32 @@ def write(
     method: str,
     stage: str | None,
     panels: int,
+    plan: checks.Plan,
     segment: Segmentation | None = None,
 ) -> dict[str, Any]:
     """Explains a split and writes everything into `out`, which exists and holds `panels/`.
 
     Args:
       panels: how many at most, the most confident mistakes first.
+      plan: how the maps are checked.
       segment: lungs of images whose data set has none.
     Returns:
       what summary.json holds.
     Raises:
-      UserError: for the test split of a run that left it alone.
+      UserError: for the test split of a run that left it alone; see `checks.prepare`.
     """
     if split == "test" and not run.config.eval.test:
         raise predictions.untested(run.folder)
-    explainer = Explainer(run, method, stage)
+    checker = checks.prepare(run, plan, method, stage, split)
     data = run.data()
     if split == "test":
         dataset.record_test_look(data, f"explain {run.folder}")
     positions = data.splits[split]
     images = np.asarray(data.store.images[positions])
-    probabilities, raw = explainer(images)
+    probabilities, raw = checker.own(images)
     names = tuple(data.store.names[i] for i in positions)
-    found = Explained(positions, images, data.store.labels[positions], probabilities, raw, names)
+    labels, groups = data.store.labels[positions], data.groups[positions]
+    found = Explained(positions, images, labels, groups, probabilities, raw, names)
     wrong = found.take(~found.right)
     if only_wrong:
         found = wrong
@@ -98,7 +66,9 @@ def write(
     shares = _shares(run, data, found, segment)
     _lines(out / "explanations.jsonl", run, found, shares)
     _draw(out, run, found, wrong, shares, panels)
-    return summary | _summary(run, data, found, shares)
+    summary |= _summary(run, found, shares)
+    summary["checks"], said = checks.write(checker, found, out)
+    return summary | {"sentences": summary["sentences"] + said}
 
 
 def _shares(
@@ -195,12 +165,9 @@ def _draw(
         )
 
 
-def _summary(
-    run: Trained, data: dataset.Dataset, found: Explained, shares: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    groups = data.groups[found.positions]
+def _summary(run: Trained, found: Explained, shares: dict[str, np.ndarray]) -> dict[str, Any]:
     by = {
-        name: scores.by_group(values, found.labels, found.right, groups, run.classes)
+        name: scores.by_group(values, found.labels, found.right, found.groups, run.classes)
         for name, values in shares.items()
     }
     said = []

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 
 from cxrjax.explain.maps import Explainer
-from cxrjax.explain.scores import agreement
+from cxrjax.explain.scores import agreement, mean_interval
 from cxrjax.trained import Trained
 
-LIMIT = 0.5  # mean rank correlation with the trained network's map at which a method fails
+# Mean size of the rank correlation with the trained network's maps from which a method fails. Maps
+# of 8x8 cells of unrelated weights have up to .35, as neighbouring cells are alike.
+LIMIT = 0.5
+DRAWS = 3  # of random weights: one alone may be alike by chance
+_EACH = 8  # networks of no more layers are made random one layer at a time
 
 
 def randomised(run: Trained, depth: int, seed: int = 0) -> Trained:
@@ -51,32 +55,61 @@ def layers(run: Trained) -> list[tuple[str, str]]:
     return head + body
 
 
+def cascade(n: int) -> list[int]:
+    """How many of `n` layers are random, in turn: each number of a few, else 1, 2, 4, ..., all."""
+    if n <= _EACH:
+        return list(range(1, n + 1))
+    return [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
+
+
 def check(
-    run: Trained,
-    method: str,
+    explainer: Explainer,
     images: np.ndarray,
+    classes: np.ndarray,
+    groups: np.ndarray,
     depths: Sequence[int] | None = None,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Randomises layer by layer and compares maps with those of the trained network.
 
+    What counts is the size of the correlation: a map whose sign alone hangs on the weights still
+    shows the image.
+
     Args:
+      explainer: of the trained network.
       images: uint8 [N, S, S].
-      depths: how many layers to randomise, in turn; None: 1, 2, 4, ... and all.
+      classes: int [N], whose maps are compared.
+      groups: int [N], drawn whole by the bootstrap.
+      depths: how many layers to randomise, in turn; None: see `cascade`.
     Returns:
-      `layers`: {layer down to which weights are random: mean rank correlation}, and `passed`: with
-      all layers random, the maps are no longer those of the trained network.
+      `layers`: {layer down to which weights are random: {value, low, high, n} of the mean size of
+      the rank correlation}; `limit`; `draws`; and `passed`: at the last depth, the interval lies
+      below the limit; None where there is no interval.
     """
+    run = explainer.run
     names = layers(run)
-    if depths is None:
-        depths = [2**i for i in range(len(names).bit_length()) if 2**i < len(names)] + [len(names)]
-    probabilities, original = Explainer(run, method)(images)
-    chosen = np.arange(len(images)), probabilities.argmax(1)
+    original = explainer.of_classes(images, classes)
     found = {}
-    for depth in depths:
-        _, maps = Explainer(randomised(run, depth, seed), method)(images)
-        # A flat map has nothing in common with any other.
-        alike = np.nan_to_num(agreement(original[chosen], maps[chosen]))
-        found[names[depth - 1][1]] = float(alike.mean())
-    last = found[names[depths[-1] - 1][1]]
-    return {"layers": found, "limit": LIMIT, "passed": bool(abs(last) < LIMIT)}
+    for depth in cascade(len(names)) if depths is None else depths:
+        sizes = []
+        for draw in range(DRAWS):
+            other = explainer.with_weights(randomised(run, depth, draw))
+            alike = agreement(original, other.of_classes(images, classes))
+            # A flat map has nothing in common with any other.
+            sizes.append(np.abs(np.nan_to_num(alike)))
+        found[names[depth - 1][1]] = mean_interval(np.mean(sizes, axis=0), groups)
+    last = list(found.values())[-1]
+    passed = None if last["high"] is None else bool(last["high"] < LIMIT)
+    return {"layers": found, "limit": LIMIT, "draws": DRAWS, "passed": passed}
+
+
+def sentence(found: dict[str, Any], method: str) -> str:
+    """The verdict of `check` with its criterion."""
+    last = list(found["layers"].values())[-1]
+    if found["passed"] is None:
+        return f"Too few images (n={last['n']}) to say whether {method} depends on the weights."
+    verdict = "passed" if found["passed"] else "FAILED, these maps show the image, not the network"
+    return (
+        f"Randomisation: with random weights, maps of {method} correlate with the trained ones by "
+        f"{last['value']:.2f} [{last['low']:.2f}, {last['high']:.2f}], n={last['n']}; the interval "
+        f"must lie below {found['limit']:.2f}: {verdict}."
+    )
