@@ -24,7 +24,7 @@ checks of the maps of the predicted class, on images drawn from those explained:
   --sanity        weights made random layer by layer from the logits down; passed where the 95 %
                   interval of the size of the rank correlation, all random, lies below 0.5
   --agreement     rank correlation between methods (one alone: with grad_cam, layer_cam and
-                  integrated_gradients)
+                  ablation_cam)
   --against       the same between runs, on all images explained
 methods at the input take 16 passes for each map: give them a smaller --sanity.
 methods: see cxrjax/explain/methods.py; grad_cam, grad_cam++, hires_cam, layer_cam, ablation_cam,
@@ -58,11 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--panels", type=int, default=40, metavar="N", help="at most (default %(default)s)"
     )
-    for check, most in (("faithfulness", 32), ("sanity", 16), ("agreement", 16)):
+    for check in ("faithfulness", "sanity", "agreement"):
         parser.add_argument(
             f"--{check}",
             type=int,
-            default=most,
+            default=16,
             metavar="N",
             help="images of that check, 0: none (default %(default)s)",
         )

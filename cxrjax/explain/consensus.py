@@ -15,9 +15,9 @@ from cxrjax.explain.maps import Explainer, enlarge
 from cxrjax.explain.scores import agreement, mean_interval
 from cxrjax.trained import Trained
 
-# What one method is compared with where no other is named: by channels with and without negative
-# gradients, and at the input.
-COMPANIONS = ("grad_cam", "layer_cam", "integrated_gradients")
+# What one method is compared with where no other is named: those that run the network once, by
+# gradients with and without the negative ones, and by leaving channels out.
+COMPANIONS = ("grad_cam", "layer_cam", "ablation_cam")
 
 
 def alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -56,10 +56,10 @@ def layers(run: Trained) -> list[tuple[str, str]]:
 
 
 def cascade(n: int) -> list[int]:
-    """How many of `n` layers are random, in turn: each number of a few, else 1, 2, 4, ..., all."""
+    """How many of `n` layers are random, in turn: each number of a few, else 1, 4, 16, ..., all."""
     if n <= _EACH:
         return list(range(1, n + 1))
-    return [2**i for i in range(n.bit_length()) if 2**i < n] + [n]
+    return [4**i for i in range(n.bit_length()) if 4**i < n] + [n]
 
 
 def check(
