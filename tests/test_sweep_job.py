@@ -97,7 +97,7 @@ def test_the_keras_loop_learns_the_points_it_is_given(how, tmp_path):
     np.save(tmp_path / "train.npy", np.arange(48))
     np.save(tmp_path / "validation.npy", np.arange(48, 72))
     job = {
-        **{"network": "baseline", "filters": 2, "channels": 1, "image_size": 16, "logits": 1},
+        **{"network": "baseline", "filters": 8, "channels": 1, "image_size": 16, "logits": 1},
         "trainable_layers": 0 if how.startswith("--views") else -1,
         "head": {"batch_norm": False, "dense": 8, "l2": 0.0, "dropout": 0.1},
         **{"optimizer": "adam", "learning_rate": 0.03, "momentum": 0.0, "batch_size": 8},

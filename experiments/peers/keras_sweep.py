@@ -57,6 +57,7 @@ def main() -> None:
         rows = np.load(arguments.data / f"{name}.npy")
         splits[name] = (images[rows], labels[rows])
     if arguments.views:
+        keras.utils.set_random_seed(0)  # a trunk without weights, and the views
         start = time.perf_counter()
         splits = _features(points[chosen[0]]["job"], splits, arguments)
         print(json.dumps({"prepare_seconds": time.perf_counter() - start}), flush=True)
