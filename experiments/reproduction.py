@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
 
 Metric = Mapping[str, Any]  # value, low, high (95 % interval), n
+_UNKNOWN = {"value": None, "low": None, "high": None}
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,9 @@ def trained(folder: Path) -> tuple[dict[str, Any], float]:
     """
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if line["split"] == "train"][-1]
-    n = sum(read(folder / "result.json")["n"][split] for split in _trained_on(folder))
+    result = read(folder / "result.json")
+    n = sum(result["n"][split] for split in result["trained_on"])
     return share(round(last["accuracy"] * n), n), last["loss"]
-
-
-def _trained_on(folder: Path) -> Sequence[str]:
-    return read(folder / "result.json").get("trained_on", ["train"])
 
 
 def write(
@@ -146,26 +144,19 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
     """Every row as a line: the report's figure as a mark, both of ours with their intervals."""
     figure = plotting.new_figure(0.9 + 0.28 * len(rows))
     axes = figure.subplots()
-    shifts = {"as_report": -0.15, "corrected": 0.15}
-    names = {"as_report": "as the report did it", "corrected": "corrected"}
-    for (kind, shift), colour in zip(shifts.items(), plotting.COLOURS, strict=False):
-        there = [(y, getattr(row, kind)) for y, row in enumerate(rows)]
-        there = [(y, metric) for y, metric in there if metric and metric["value"] is not None]
-        if there:
-            values = [metric["value"] for _, metric in there]
-            low = [max(metric["value"] - metric["low"], 0) for _, metric in there]
-            high = [max(metric["high"] - metric["value"], 0) for _, metric in there]
-            places = [y + shift for y, _ in there]
-            axes.errorbar(
-                values, places, xerr=[low, high], fmt="o", ms=4, color=colour, label=names[kind]
-            )
-    told = [(row.report, y) for y, row in enumerate(rows) if row.report is not None]
-    if told:
+    names = [f"{row.what}: {row.figure}" for row in rows]
+    columns = {"as the report did it": "as_report", "corrected": "corrected"}
+    for k, (told, column) in enumerate(columns.items()):
+        entries = [getattr(row, column) or _UNKNOWN for row in rows]
+        shown = dict(zip(names, entries, strict=True))
+        plotting.interval_rows(axes, shown, k, told, 0.15 - 0.3 * k)
+    places = [len(rows) - 1 - i for i in range(len(rows))]
+    printed = [
+        (row.report, y) for row, y in zip(rows, places, strict=True) if row.report is not None
+    ]
+    if printed:
         marks = {"marker": "|", "s": 90, "color": "black", "label": "report"}
-        axes.scatter(*zip(*told, strict=True), **marks)
-    axes.set_yticks(range(len(rows)), [f"{row.what}: {row.figure}" for row in rows], fontsize=7)
-    axes.invert_yaxis()
+        axes.scatter(*zip(*printed, strict=True), **marks)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=7, loc="lower left")
+    plotting.dress(axes, title, "")
     plotting.save(figure, path)
