@@ -137,13 +137,14 @@ def test_the_interval_holds_the_auroc_of_scikit_learn():
     labels = rng.integers(2, size=400)
     features = rng.normal(size=(400, 5)) + 0.5 * labels[:, None]
     groups = np.arange(400)
-    found = predictability.score(features, labels, ("a", "b"), groups)
-    order = rng.permutation(400)
+    shuffled = features[rng.permutation(400)]
+    families = {"told": features, "shuffled": shuffled}
+    found, none = predictability.scores(families, labels, ("a", "b"), groups).values()
     chosen = np.random.default_rng(0).permutation(400)
-    held_out = predictability.held_out(features[chosen], labels[chosen], 2, groups[chosen])
+    folds = predictability.divide(labels[chosen], 2, groups[chosen])
+    held_out = predictability.held_out(features[chosen], labels[chosen], 2, folds)
     assert found["value"] == pytest.approx(roc_auc_score(labels[chosen], held_out[:, 1]))
     assert found["low"] < found["value"] < found["high"] and found["n"] == 400
-    none = predictability.score(features[order], labels, ("a", "b"), groups)
     assert none["low"] < 0.5 < data_audit.AUROC_ALARM
 
 
@@ -152,14 +153,18 @@ def test_copies_do_not_help_the_classifier():
     rng = np.random.default_rng(0)
     features, labels = rng.normal(size=(60, 30)), rng.integers(2, size=60)
     tripled = [np.tile(a, (3, 1) if a.ndim > 1 else 3) for a in (features, labels)]
-    apart = predictability.score(*tripled, ("a", "b"), np.tile(np.arange(60), 3))
-    together = predictability.score(*tripled, ("a", "b"), np.arange(180))
-    assert apart["value"] < 0.7 < together["value"]
+    features, labels = tripled
+    apart, together = (
+        predictability.scores({"noise": features}, labels, ("a", "b"), groups)["noise"]["value"]
+        for groups in (np.tile(np.arange(60), 3), np.arange(180))
+    )
+    assert apart < 0.7 < together
 
 
 def test_statistics_that_do_not_vary_tell_nothing():
-    score = predictability.score(np.ones((50, 4)), np.arange(50) % 2, ("a", "b"), np.arange(50))
-    assert score == {"value": None, "low": None, "high": None, "n": 50}
+    flat = {"flat": np.ones((50, 4))}
+    score = predictability.scores(flat, np.arange(50) % 2, ("a", "b"), np.arange(50))
+    assert score == {"flat": {"value": None, "low": None, "high": None, "n": 50}}
 
 
 def test_borders_see_no_lungs():

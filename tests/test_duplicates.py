@@ -138,6 +138,13 @@ def test_pairs_do_not_depend_on_the_block(monkeypatch: pytest.MonkeyPatch) -> No
     assert whole.pairs.tolist() == [[i, i + 9] for i in range(9)] == blocks.pairs.tolist()
 
 
+@pytest.mark.parametrize("sigma", [duplicates._FINE, duplicates._COARSE])
+def test_the_blur_is_that_of_scipy(sigma: float) -> None:
+    films = np.random.default_rng(0).uniform(0, 255, (3, 64, 64)).astype(np.float32)
+    expected = ndimage.gaussian_filter(films, (0, sigma, sigma))
+    np.testing.assert_allclose(duplicates._blurred(films, sigma), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_a_folder_of_copies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_MOST_PAIRS", 10)
     with pytest.raises(UserError, match=r"copies of each other"):

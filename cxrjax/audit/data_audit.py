@@ -57,8 +57,8 @@ def audit(data: Dataset, source: Source, pairs: duplicates.Duplicates) -> dict[s
         "thumbnails_8x8": statistics.thumbnails(films),
     }
     told = {}
-    for family, columns in features.items():
-        auroc = predictability.score(columns, store.labels, data.classes, data.groups)
+    aurocs = predictability.scores(features, store.labels, data.classes, data.groups)
+    for family, auroc in aurocs.items():
         loud = FAMILIES[family] and auroc["value"] is not None and auroc["low"] > AUROC_ALARM
         told[family] = {"auroc": auroc, "counts_as_finding": FAMILIES[family], "alarm": bool(loud)}
     report = {

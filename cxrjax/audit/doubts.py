@@ -42,11 +42,12 @@ def find(films: np.ndarray, data: Dataset) -> dict[str, Any]:
     masks = _masks(films, data, chosen)
     features = components(lung_frames(films[chosen], masks))
     labels, groups = store.labels[chosen], data.groups[chosen]
-    probabilities = predictability.held_out(features, labels, len(data.classes), groups)
+    folds = predictability.divide(labels, len(data.classes), groups)
     looked_at = int(_CLEAREST * len(chosen))
-    if probabilities is None or looked_at < _FEWEST:
+    if not folds or looked_at < _FEWEST:
         nothing = {"value": None, "low": None, "high": None, "n": 0}
         return {"contradicted": nothing, "alarm": False, "examples": []}
+    probabilities = predictability.held_out(features, labels, len(data.classes), folds)
     seen = probabilities.argmax(axis=1)
     clearest = np.argsort(-probabilities.max(axis=1), kind="stable")[:looked_at]
     wrong = clearest[seen[clearest] != labels[clearest]]

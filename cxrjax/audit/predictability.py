@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,55 +16,68 @@ _INVERSE_PENALTY = 0.01  # strong: hundreds of features, hundreds of images
 _FEW = 30  # features up to which squares are added: a class may lie in the middle
 
 
-def score(
-    features: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], groups: np.ndarray
-) -> dict[str, Any]:
+Folds = list[tuple[np.ndarray, np.ndarray]]  # positions to train on, and held out
+
+
+def scores(
+    families: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    classes: tuple[str, ...],
+    groups: np.ndarray,
+) -> dict[str, dict[str, Any]]:
     """AUROC (one-vs-rest, macro) of predictions on held-out folds, with its 95 % interval.
 
-    A logistic regression on standardised features, five folds, groups whole; the interval by a
-    bootstrap over groups. Of large sets 4,000 images are drawn at random.
+    A logistic regression on standardised features, five folds, groups whole, the same for every
+    family; the interval by a bootstrap over groups. Of large sets 4,000 images are drawn at random.
 
     Args:
-      features: float [N, F].
+      families: float [N, F] each, the features that one classifier is given.
       labels: int [N], positions in `classes`.
       groups: int [N], equal for films that show one patient or are copies.
     Returns:
-      {value, low, high, n}; None for the first three where the features do not vary or a class
-      is too small to be held out.
+      For each family {value, low, high, n}; None for the first three where the features do not
+      vary or a class is too small to be held out.
     """
     chosen = np.random.default_rng(0).permutation(len(labels))[:_MOST]
     labels, groups = labels[chosen], groups[chosen]
-    features = np.asarray(features, np.float64)[chosen]
-    features = features[:, np.ptp(features, axis=0) > 0] if len(features) else features
-    undefined = {"value": None, "low": None, "high": None, "n": len(labels)}
-    if not features.shape[1]:
-        return undefined
-    probabilities = held_out(features, labels, len(classes), groups)
-    if probabilities is None:
-        return undefined
-    return metrics.evaluate(labels, probabilities, classes, groups, resamples=_RESAMPLES)["auroc"]
+    folds = divide(labels, len(classes), groups)
+    told = {}
+    for family, features in families.items():
+        features = np.asarray(features, np.float64)[chosen]
+        features = features[:, np.ptp(features, axis=0) > 0] if len(features) else features
+        told[family] = {"value": None, "low": None, "high": None, "n": len(labels)}
+        if folds and features.shape[1]:
+            probabilities = held_out(features, labels, len(classes), folds)
+            told[family] = metrics.evaluate(
+                labels, probabilities, classes, groups, resamples=_RESAMPLES
+            )["auroc"]
+    return told
 
 
-def held_out(
-    features: np.ndarray, labels: np.ndarray, n_classes: int, groups: np.ndarray
-) -> np.ndarray | None:
-    """Probabilities [N, K] of each image by a classifier that has not seen its group.
+def divide(labels: np.ndarray, n_classes: int, groups: np.ndarray) -> Folds:
+    """Five folds of whole groups with like shares of each class.
 
-    None when a class has fewer groups than there are folds.
+    None at all, an empty list, when a class has fewer groups than there are folds.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold
+
+    if min(len(np.unique(groups[labels == c])) for c in range(n_classes)) < _FOLDS:
+        return []
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
+    return list(folds.split(labels[:, None], labels, groups))
+
+
+def held_out(features: np.ndarray, labels: np.ndarray, n_classes: int, folds: Folds) -> np.ndarray:
+    """Probabilities [N, K] of each image by a classifier that has not seen its fold."""
+    from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if min(len(np.unique(groups[labels == c])) for c in range(n_classes)) < _FOLDS:
-        return None
     probabilities = np.zeros((len(labels), n_classes))
-    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
     if features.shape[1] <= _FEW:
         scaled = StandardScaler().fit_transform(features)
         features = np.concatenate([scaled, np.clip(scaled, -4, 4) ** 2], axis=1)
-    for train, test in folds.split(features, labels, groups):
+    for train, test in folds:
         model = make_pipeline(StandardScaler(), LogisticRegression(C=_INVERSE_PENALTY))
         model.fit(features[train], labels[train])
         probabilities[test[:, None], model[-1].classes_[None]] = model.predict_proba(features[test])

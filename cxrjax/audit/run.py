@@ -26,7 +26,7 @@ def data_set(config: Config, folder: Path) -> tuple[dict[str, Any], Dataset]:
     data = dataset.prepare(config)
     prepared = time.perf_counter() - start
     source = dataset.open_source(config.data)
-    pairs = dataset.find_duplicates(source, data.store)
+    pairs = dataset.find_duplicates(source, data.store, data.fingerprint)
     report = data_audit.audit(data, source, pairs)
     with writing(folder, "choose another --out"):
         if len(pairs.pairs):

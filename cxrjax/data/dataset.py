@@ -183,7 +183,7 @@ class _HashedOnce:
         return self._name
 
 
-def find_duplicates(source: Source, store: Store) -> duplicates.Duplicates:
+def find_duplicates(source: Source, store: Store, fingerprint: str = "") -> duplicates.Duplicates:
     """Near-duplicates among the store's images; kept beside the stores.
 
     They are sought at one size whatever that of the store, lest the image size of a run decide
@@ -191,6 +191,7 @@ def find_duplicates(source: Source, store: Store) -> duplicates.Duplicates:
 
     Args:
       source: where the store's images come from.
+      fingerprint: that of the source where it is known; computing it reads every file.
     Returns:
       Pairs of positions in the store; `exact` ones have equal pixels at that size.
     Raises:
@@ -203,7 +204,9 @@ def find_duplicates(source: Source, store: Store) -> duplicates.Duplicates:
         return duplicates.find_duplicates(images)._asdict()
 
     # Names tell which images were kept where broken ones were skipped.
-    described = json.dumps([source.fingerprint(), store.names, size, duplicates.ALGORITHM])
+    described = json.dumps(
+        [fingerprint or source.fingerprint(), store.names, size, duplicates.ALGORITHM]
+    )
     key = hashlib.sha256(described.encode()).hexdigest()[:20]
     path = store.root.parent / f"duplicates-{key}.npz"
     return duplicates.Duplicates(**_kept(path, duplicates.Duplicates._fields, compute))
@@ -235,8 +238,11 @@ def histograms(store: Store) -> np.ndarray:
     """int64 [N, 256]: how often each grey level occurs in each image; kept beside the store."""
 
     def compute() -> dict[str, np.ndarray]:
-        counts = [np.bincount(image.ravel(), minlength=256) for image in store.images]
-        return {"counts": np.array(counts, np.int32)}
+        def count(i: int) -> np.ndarray:
+            return np.bincount(store.images[i].ravel(), minlength=256)
+
+        counts = list(in_order(count, len(store.images), what="", unit=""))
+        return {"counts": np.array(counts, np.int32).reshape(-1, 256)}
 
     return _kept(store.root / "histograms-1.npz", ("counts",), compute)["counts"].astype(np.int64)
 

@@ -13,9 +13,10 @@ from PIL import Image
 from scipy import fft, ndimage, sparse
 from scipy.sparse import csgraph
 
+from cxrjax.data.sources import in_order
 from cxrjax.errors import UserError
 
-ALGORITHM = "phash-ac64-lcn-turned-3"  # part of the cache key: change it with anything below
+ALGORITHM = "phash-ac64-lcn-turned-4"  # part of the cache key: change it with anything below
 
 # Chosen by eye on pairs of the COVID-19 Radiography Database (see tests for the recall on copies).
 # All chest films resemble each other at large scales, so what is compared is fine detail (ribs,
@@ -69,32 +70,52 @@ def find_duplicates(images: np.ndarray) -> Duplicates:
     hashes, details, contents = np.zeros(n, np.uint64), _no_details(n), np.zeros(n, np.int64)
     turned = np.zeros((len(_TURNS), n), np.uint64)
     seen: dict[bytes, int] = {}
-    for start in range(0, n, _BLOCK):
-        block = np.asarray(images[start : start + _BLOCK])
-        thumbnails = _thumbnails(block)
-        hashes[start : start + _BLOCK] = perceptual_hash(thumbnails)
-        turned[:, start : start + _BLOCK] = _turned_hashes(thumbnails)
-        details[start : start + _BLOCK] = fine_detail(thumbnails)
-        for offset, image in enumerate(block):
-            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            contents[start + offset] = seen.setdefault(digest, start + offset)
+    # NumPy and SciPy let other threads run while they compute, so blocks share the cores.
+    n_blocks = -(-n // _BLOCK)
+    described = in_order(lambda k: _described(images, k * _BLOCK), n_blocks, what="", unit="")
+    for k, (own, own_turned, detail, digests) in enumerate(described):
+        block = slice(k * _BLOCK, (k + 1) * _BLOCK)
+        hashes[block], turned[:, block], details[block] = own, own_turned, detail
+        for i, digest in enumerate(digests, k * _BLOCK):
+            contents[i] = seen.setdefault(digest, i)
+
+    def pairs_of(k: int) -> list[tuple[np.ndarray, ...]]:
+        start = k * _BLOCK
+        candidates = _candidates(start, hashes, hashes, contents, _CANDIDATE_BITS)
+        found = [_confirmed(candidates, images, hashes, details, contents)]
+        for degrees, own in zip(_TURNS, turned, strict=True):
+            candidates = _candidates(start, own, turned[0], None, _TURNED_BITS)
+            found.append(_confirmed_turned(candidates, images, degrees, details))
+        return found
+
     found: list[tuple[np.ndarray, ...]] = [
         _confirmed(np.zeros((0, 2), int), images, hashes, details, contents)
     ]
     total = 0
-    for start in range(0, n, _BLOCK):
-        candidates = _candidates(start, hashes, hashes, contents, _CANDIDATE_BITS)
-        found.append(_confirmed(candidates, images, hashes, details, contents))
-        for degrees, own in zip(_TURNS, turned, strict=True):
-            candidates = _candidates(start, own, turned[0], None, _TURNED_BITS)
-            found.append(_confirmed_turned(candidates, images, degrees, details))
-        total += sum(len(part[0]) for part in found[-1 - len(_TURNS) :])
+    for parts in in_order(pairs_of, n_blocks, what="", unit=""):
+        found += parts
+        total += sum(len(part[0]) for part in parts)
         if total > _MOST_PAIRS:
             raise UserError(
                 f"more than {_MOST_PAIRS:,} pairs of these {n} images are copies of each other; "
                 "remove the copies from the data folder."
             )
     return _once(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+
+def _described(
+    images: np.ndarray, start: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[bytes]]:
+    """Hashes, hashes of turned films, fine details and digests of the block at `start`."""
+    block = np.asarray(images[start : start + _BLOCK])
+    thumbnails = _thumbnails(block)
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in block]
+    return (
+        perceptual_hash(thumbnails),
+        _turned_hashes(thumbnails),
+        fine_detail(thumbnails),
+        digests,
+    )
 
 
 def _once(pairs: np.ndarray, correlation: np.ndarray, exact: np.ndarray) -> Duplicates:
@@ -149,14 +170,29 @@ def fine_detail(thumbnails: np.ndarray) -> np.ndarray:
 
     Images without any detail give the zero vector.
     """
-    smooth = ndimage.gaussian_filter(thumbnails, (0, _FINE, _FINE))
-    band = smooth - ndimage.gaussian_filter(smooth, (0, _COARSE, _COARSE))
-    power = ndimage.gaussian_filter(band * band, (0, _COARSE, _COARSE))
+    smooth = _blurred(thumbnails, _FINE)
+    band = smooth - _blurred(smooth, _COARSE)
+    power = _blurred(band * band, _COARSE)
     band /= np.sqrt(power + _CONTRAST_FLOOR**2)
     inner = slice(_BORDER, THUMBNAIL - _BORDER)
     flat = band[:, inner, inner].reshape(len(thumbnails), (THUMBNAIL - 2 * _BORDER) ** 2)
     flat = flat - flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def _blurred(thumbnails: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur, reflected at the rim: two products with a matrix of 64 x 64.
+
+    On so small images that is several times faster than a filter of 25 taps, and the same.
+    """
+    matrix = _blur(sigma)
+    return matrix @ thumbnails @ matrix.T
+
+
+@functools.cache
+def _blur(sigma: float) -> np.ndarray:
+    """float32 [64, 64]: the blur of each unit vector, in columns."""
+    return ndimage.gaussian_filter1d(np.eye(THUMBNAIL, dtype=np.float32), sigma, axis=0)
 
 
 def _no_details(n: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from cxrjax import log
+from cxrjax.data.sources import in_order
 from cxrjax.errors import UserError, writing
 from cxrjax.lungs import network
 
@@ -29,14 +30,21 @@ def masks(images: np.ndarray, params: network.Params | None = None) -> np.ndarra
     n, height, width = images.shape
     params = params or _own_weights()
     found = np.zeros((n, height, width), bool)
-    for start in range(0, n, _BATCH):
-        part = images[start : start + _BATCH]
+
+    def inside(k: int) -> np.ndarray:
+        part = images[k * _BATCH : (k + 1) * _BATCH]
         films = np.zeros((_BATCH, network.SIDE, network.SIDE), np.float32)
         films[: len(part)] = small(part)
         logits = np.asarray(_run(params, jnp.asarray(films)))[: len(part)]
-        shown = films.std(axis=(1, 2)) >= _FLAT
-        for i in np.flatnonzero(shown[: len(part)]):
-            found[start + i] = _enlarged(_largest_two(logits[i]), height, width)
+        shown = films[: len(part)].std(axis=(1, 2)) >= _FLAT
+        masks = np.zeros((len(part), height, width), bool)
+        for i in np.flatnonzero(shown):
+            masks[i] = _enlarged(_largest_two(logits[i]), height, width)
+        return masks
+
+    # In threads: one batch goes through the network while another's pieces are counted.
+    for k, part in enumerate(in_order(inside, -(-n // _BATCH), what="", unit="")):
+        found[k * _BATCH : (k + 1) * _BATCH] = part
     return found
 
 
