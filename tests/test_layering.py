@@ -18,11 +18,13 @@ LEAVES = {
     "runtime",
     "ahead",
     "stop_signals",
+    "lungs.network",
 }
 LAYERS = [
     {"errors", ""},
     LEAVES,
-    {"plotting", "metrics", "calibration", "conformal"},
+    {"plotting", "metrics", "calibration", "conformal", "threads"},
+    {"lungs.segment"},
     {"optim", "run_folder", "data", "models", "selective", "comparison", "decision"},
     {"step", "predictions", "lungs"},
     {"figures", "evaluation_figures", "uncertainty", "decision_report", "trained"},

@@ -13,8 +13,9 @@ from cxrjax.data import sources
 from cxrjax.data.folder import open_folder
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.radiography import open_radiography
-from cxrjax.data.sources import in_order, open_files
+from cxrjax.data.sources import open_files
 from cxrjax.errors import UserError
+from cxrjax.threads import in_order
 
 
 def png(level, size=8, mode="L"):

@@ -14,8 +14,9 @@ import numpy as np
 from cxrjax.data import images as pictures
 from cxrjax.data.duplicates import THUMBNAIL
 from cxrjax.data.images import BrokenImage, Header
-from cxrjax.data.sources import FileSource, Source, in_order
+from cxrjax.data.sources import FileSource, Source
 from cxrjax.data.store import Store
+from cxrjax.threads import in_order
 
 _CELLS = 16  # a side, of the grid on which borders are described
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

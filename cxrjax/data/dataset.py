@@ -22,10 +22,11 @@ from cxrjax.data.folder import open_folder
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.radiography import open_radiography
-from cxrjax.data.sources import Record, Source, choose_classes, in_order
+from cxrjax.data.sources import Record, Source, choose_classes
 from cxrjax.data.store import Store, open_store
 from cxrjax.errors import UserError, writing
 from cxrjax.runtime import cache_root
+from cxrjax.threads import in_order
 
 _CACHE_REMEDY = "choose another --config.data.cache or CXRJAX_CACHE"
 _EXAMPLES = 20  # names listed in the audit

@@ -13,8 +13,8 @@ from PIL import Image
 from scipy import fft, ndimage, sparse
 from scipy.sparse import csgraph
 
-from cxrjax.data.sources import in_order
 from cxrjax.errors import UserError
+from cxrjax.threads import in_order
 
 ALGORITHM = "phash-ac64-lcn-turned-4"  # part of the cache key: change it with anything below
 

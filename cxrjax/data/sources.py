@@ -9,21 +9,17 @@ import os
 import threading
 import zipfile
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
-from cxrjax import log
 from cxrjax.data import images
 from cxrjax.data.images import BrokenImage
 from cxrjax.errors import UserError
-
-T = TypeVar("T")
+from cxrjax.threads import in_order
 
 MAX_FILE_BYTES = 64 * 2**20  # a radiograph of 30 megapixels at 16 bit, uncompressed, is below it
 _QUIET = 2000  # no progress bar for hashing fewer files than this
@@ -277,26 +273,3 @@ def choose_classes(found: Iterable[str], wanted: Sequence[str], where: object) -
         if name.encode(errors="ignore").decode() != name:
             raise UserError(f"the folder name {name!a} in {where} is not UTF-8; rename it.")
     return chosen
-
-
-def in_order(function: Callable[[int], T], n: int, *, what: str, unit: str) -> Iterator[T]:
-    """`function(0)` to `function(n - 1)`, computed in threads, yielded in order.
-
-    Only a few results wait at a time, so that memory stays bounded however slow the consumer is.
-
-    Args:
-      what: title of the progress bar; "" for none.
-    """
-    workers = min(32, os.cpu_count() or 1)
-    waiting: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    steps = log.progress(range(n), total=n, what=what, unit=unit) if what else range(n)
-    try:
-        submitted = 0
-        for _ in steps:
-            while submitted < n and len(waiting) < 8 * workers:
-                waiting.append(pool.submit(function, submitted))
-                submitted += 1
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)

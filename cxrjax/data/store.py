@@ -20,8 +20,9 @@ import PIL
 
 from cxrjax import log
 from cxrjax.data.images import BrokenImage
-from cxrjax.data.sources import Source, in_order
+from cxrjax.data.sources import Source
 from cxrjax.errors import UserError, writing
+from cxrjax.threads import in_order
 
 FORMAT = 1  # raise it whenever a store built by older code would hold other bytes
 _REMEDY = "choose another --config.data.cache or CXRJAX_CACHE"

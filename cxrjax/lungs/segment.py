@@ -14,9 +14,9 @@ from PIL import Image
 from scipy import ndimage
 
 from cxrjax import log
-from cxrjax.data.sources import in_order
 from cxrjax.errors import UserError, writing
 from cxrjax.lungs import network
+from cxrjax.threads import in_order
 
 WEIGHTS = Path(__file__).with_name("weights.npz")
 _BATCH = 64

@@ -17,9 +17,10 @@ from cxrjax.data import images as pictures
 from cxrjax.data.augment import warp
 from cxrjax.data.duplicates import find_duplicates, group
 from cxrjax.data.phantom import PhantomSource
-from cxrjax.data.sources import in_order, open_files
+from cxrjax.data.sources import open_files
 from cxrjax.errors import UserError
 from cxrjax.lungs import network, segment
+from cxrjax.threads import in_order
 
 _BATCH = 32
 _RATE = 3e-3
