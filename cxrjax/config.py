@@ -23,6 +23,7 @@ else:
     Config = ConfigDict
 
 DATA_SETS = ("phantom", "radiography", "folder")
+FRAMES = ("whole", "lungs_box", "lungs_only")
 INPUT_PATHS = ("auto", "resident", "tfdata")
 NORMALIZATIONS = ("backbone", "dataset")
 OPTIMIZERS = ("adam", "adamax", "sgd")
@@ -109,6 +110,7 @@ def _default_data() -> Any:
     data.dir = ""  # archive or folder with the images; empty: $CXRJAX_DATA
     data.classes = ()  # which classes and in which order; empty: all, sorted by name
     data.image_size = 224  # side of the square images in the store, pixels
+    data.frame = "whole"  # whole | lungs_box (cut to the lungs) | lungs_only (the rest black too)
     data.test_fraction = 0.2  # of all images
     data.validation_fraction = 0.125  # of the images that are left for training
     data.draw = ()  # balanced (train, validation, test), e.g. (1600, 400, 200); empty: all
@@ -303,6 +305,7 @@ def validate(config: Config) -> None:
         typed(field, fields(config)[field], type(value), "config")
     for field, choices in {
         "data.name": DATA_SETS,
+        "data.frame": FRAMES,
         "input.path": INPUT_PATHS,
         "input.normalize": NORMALIZATIONS,
         "train.optimizer": OPTIMIZERS,

@@ -16,7 +16,7 @@ import numpy as np
 from cxrjax import ahead, build, evaluation, log, optim, outcome, prefix, runtime, step
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
-from cxrjax.data import batches, dataset
+from cxrjax.data import batches, dataset, framing
 from cxrjax.data.resident import ResidentInput
 from cxrjax.errors import UserError
 from cxrjax.run_folder import RunFolder
@@ -59,10 +59,13 @@ class Training:
 
     def contract(self, variables: build.Variables) -> dict[str, Any]:
         """What a prediction must repeat: size, channels, normalisation, classes, weights."""
-        return {
+        frame = self.config.data.frame
+        lungs = {} if frame == framing.WHOLE else {"segmentation": framing.segmentation()}
+        return lungs | {
             "model": self.config.model.name,
             "classes": list(self.data.classes),
             "image_size": self.config.data.image_size,
+            "frame": frame,
             "channels": len(self.recipe.mean),
             "mean": list(self.recipe.mean),
             "std": list(self.recipe.std),

@@ -80,11 +80,13 @@ def write(training: Training) -> dict[str, Any]:
 
 def _shortcuts(training: Training, intact: np.ndarray) -> dict[str, Any]:
     """What the best weights know of the test images without lungs: part of the one look at them."""
+    without = shortcuts.deprived(training.config.data.frame)
     return shortcuts.of_split(
         lambda images: training.predict_images(images, "test without lungs"),
         training.data,
         training.data.splits["test"],
-        views=("without_lungs",),
+        views=(without,),
+        without=without,
         intact=intact,
         resamples=training.config.eval.resamples,
     )

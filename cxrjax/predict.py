@@ -125,16 +125,18 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
     explainer = Explainer(run) if overlays is not None else None
     size = min(_BATCH, len(files))
     for start in range(0, len(files), size):
-        lines, kept, images = [], [], []
+        lines, kept, films = [], [], []
         for file in files[start : start + size]:
-            image, line = _read(file, run.image_size)
-            if image is not None:
+            film, line = _read(file, run.image_size)
+            if film is not None:
                 kept.append(line)
-                images.append(image)
+                films.append(film)
             lines.append(line)
         if kept:
-            stack, maps = np.stack(images), None
-            padded = filled(stack, size)
+            images, found = run.see(films)
+            padded, maps = filled(images, size), None
+            for line in np.array(kept)[~found]:
+                line["warnings"].append("no lungs are found; the whole film is taken")
             if explainer is not None:
                 probabilities, maps = explainer(padded)
             else:
@@ -157,7 +159,11 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
 
 
 def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:
-    """The image uint8 [side, side], or None, and its line without a prediction."""
+    """The film uint8 [H, W], or None, and its line without a prediction.
+
+    Args:
+      side: of the images that the network takes, pixels.
+    """
     from cxrjax.data import images
 
     line: dict[str, Any] = {
@@ -179,7 +185,7 @@ def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:
         line["warnings"].append(f"{width}x{height} pixels are enlarged to {side}x{side}")
     if int(image.max()) - int(image.min()) < 16:
         line["warnings"].append("the image is all but blank")
-    return images.resize(image, side), line
+    return image, line
 
 
 if __name__ == "__main__":

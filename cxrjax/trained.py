@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cxrjax import config as config_lib
 from cxrjax import optim, step
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
-from cxrjax.data import dataset
+from cxrjax.data import dataset, framing
 from cxrjax.data.batches import filled
 from cxrjax.errors import UserError
 from cxrjax.models import classifier, registry
@@ -31,6 +32,7 @@ _SAME = (
     "model.head.dense",
     "model.head.one_logit",
     "data.image_size",
+    "data.frame",
     "input.normalize",
 )
 
@@ -59,6 +61,21 @@ class Trained:
     def image_size(self) -> int:
         """Side of the square images it takes, pixels."""
         return int(self.contract["image_size"])
+
+    @property
+    def frame(self) -> str:
+        """How its films were cut, see `data.framing`."""
+        return self.contract.get("frame", framing.WHOLE)
+
+    def see(self, films: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Decoded films as the network takes them.
+
+        Args:
+          films: uint8 [H, W] each, of any sizes.
+        Returns:
+          uint8 [N, S, S], and bool [N], False where lungs are to be cut out and none were found.
+        """
+        return framing.of_films(films, self.frame, self.image_size)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -210,6 +227,11 @@ def _finished(folder: Path) -> Config:
 def _opened(folder: Path, config: Config) -> Trained:
     note, saved = _newest(folder)
     contract = note["input"]
+    if contract.get("segmentation", framing.segmentation()) != framing.segmentation():
+        raise UserError(
+            f"the films of the run in {folder} were cut to lungs that another version of cxrjax "
+            "found; use that version, or train it anew."
+        )
     pretrained = contract.get("pretrained") or {}
     spec = registry.spec(config.model.name).with_contract(pretrained.get("contract"))
     classes = tuple(contract["classes"])

@@ -12,6 +12,7 @@ from cxrjax.audit import data_audit, figures, shortcuts
 from cxrjax.config import Config
 from cxrjax.data import dataset
 from cxrjax.data.dataset import Dataset
+from cxrjax.data.framing import WHOLE
 from cxrjax.errors import UserError, writing
 
 
@@ -26,7 +27,8 @@ def data_set(config: Config, folder: Path) -> tuple[dict[str, Any], Dataset]:
     data = dataset.prepare(config)
     prepared = time.perf_counter() - start
     source = dataset.open_source(config.data)
-    pairs = dataset.find_duplicates(source, data.store, data.fingerprint)
+    whole = config.data.frame == WHOLE
+    pairs = dataset.find_duplicates(source, data.store, whole=whole, fingerprint=data.fingerprint)
     report = data_audit.audit(data, source, pairs)
     with writing(folder, "choose another --out"):
         if len(pairs.pairs):
@@ -58,7 +60,11 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
     result = result_of(workdir)
     dataset.record_test_look(data, f"audit of {workdir}")
     found = shortcuts.of_split(
-        run.predict, data, data.splits["test"], resamples=config.eval.resamples
+        run.predict,
+        data,
+        data.splits["test"],
+        without=shortcuts.deprived(run.frame),
+        resamples=config.eval.resamples,
     )
     image, mask = shortcuts.example(data, data.splits["test"])
     with writing(folder, "choose another --out"):

@@ -10,11 +10,11 @@ from PIL import Image
 from scipy import ndimage
 
 from cxrjax import bootstrap, log, lungs, metrics
+from cxrjax.data import framing
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.store import Store
 
 Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [N, H, W] to probabilities [N, K]
-_MARGIN = 0.03  # of the side, that black lungs reach beyond their mask: edges tell of opacities
 _BORDER = 1 / 8  # of the side
 _CHANCE = 0.5  # of the AUROC
 _ABOVE_CHANCE = 0.55  # lower end of the AUROC of a network that has something to lose
@@ -30,12 +30,18 @@ def lungs_of(store: Store, positions: np.ndarray) -> tuple[np.ndarray, str]:
 
 def lungs_only(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
     """All outside the lungs black."""
-    return np.where(_grown(lung), image, np.uint8(0))
+    return np.where(framing.grown(lung), image, np.uint8(0))
 
 
 def without_lungs(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
-    """The lungs and a narrow margin black."""
-    return np.where(_grown(lung), np.uint8(0), image)
+    """The lungs and a narrow margin black: edges tell of opacities."""
+    return np.where(framing.grown(lung), np.uint8(0), image)
+
+
+def flat_lungs(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
+    """The lungs and a narrow margin of one grey, their mean: only their outline is left."""
+    level = image[lung].mean() if lung.any() else 0
+    return np.where(framing.grown(lung), np.uint8(level), image)
 
 
 def borders_only(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
@@ -66,17 +72,27 @@ def markers_inpainted(image: np.ndarray, lung: np.ndarray) -> np.ndarray:
     around = np.asarray(around.resize((side, side), Image.Resampling.BILINEAR))
     strange = np.abs(image.astype(np.int16) - around) > 40
     strange = ndimage.uniform_filter(strange.astype(np.float32), max(3, side // 24)) > 0.1
-    return np.where(strange & ~_grown(lung), around, image)
+    return np.where(strange & ~framing.grown(lung), around, image)
 
 
 VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "lungs_only": lungs_only,
     "without_lungs": without_lungs,
+    "flat_lungs": flat_lungs,
     "borders_only": borders_only,
     "centre_only": centre_only,
     "blurred_8x8": blurred,
     "markers_inpainted": markers_inpainted,
 }
+
+
+def deprived(frame: str) -> str:
+    """The view that takes from a network what it should go by, by `data.frame`.
+
+    Where all but the lungs is black already, black lungs would leave a black film, and a score of
+    0 whatever the network goes by; their outline is what is left there to go by wrongly.
+    """
+    return "flat_lungs" if frame == framing.LUNGS else "without_lungs"
 
 
 def of_split(
@@ -85,6 +101,7 @@ def of_split(
     positions: np.ndarray,
     *,
     views: tuple[str, ...] = tuple(VIEWS),
+    without: str = "without_lungs",
     intact: np.ndarray | None = None,
     resamples: int = 2000,
 ) -> dict[str, Any]:
@@ -103,6 +120,7 @@ def of_split(
         data.classes,
         data.groups[positions],
         views=views,
+        without=without,
         intact=intact,
         resamples=resamples,
     )
@@ -124,6 +142,7 @@ def measure(
     groups: np.ndarray,
     *,
     views: tuple[str, ...] = tuple(VIEWS),
+    without: str = "without_lungs",
     intact: np.ndarray | None = None,
     resamples: int = 2000,
 ) -> dict[str, Any]:
@@ -134,10 +153,12 @@ def measure(
       images: uint8 [N, H, W].
       masks: bool [N, H, W], the lungs.
       labels: int [N]; groups: int [N], drawn whole by the bootstrap.
-      views: names of `VIEWS`; without_lungs must be among them.
+      views: names of `VIEWS`.
+      without: that one of them which the score rests on, see `deprived`.
       intact: probabilities [N, K] of the images as they are, where they are known.
     Returns:
-      `views`: by name accuracy, balanced_accuracy and auroc, each {value, low, high, n}; `score`.
+      `views`: by name accuracy, balanced_accuracy and auroc, each {value, low, high, n}; `score`;
+      `without`.
     """
     probabilities = {"intact": predict(images) if intact is None else intact}
     for name in log.progress(views, total=len(views), what="shortcuts", unit="views"):
@@ -151,8 +172,9 @@ def measure(
     return {
         "views": {name: {key: found[key] for key in kept} for name, found in scores.items()},
         "score": shortcut_score(
-            labels, probabilities["intact"], probabilities["without_lungs"], groups, resamples
+            labels, probabilities["intact"], probabilities[without], groups, resamples
         ),
+        "without": without,
     }
 
 
@@ -186,11 +208,6 @@ def shortcut_score(
     low, high = np.nanpercentile((after - _CHANCE) / (before - _CHANCE), [2.5, 97.5])
     score = (value[1] - _CHANCE) / (value[0] - _CHANCE)
     return {"value": score, "low": float(low), "high": float(high), "n": len(labels)}
-
-
-def _grown(lung: np.ndarray) -> np.ndarray:
-    reach = max(1, round(_MARGIN * len(lung)))
-    return ndimage.maximum_filter(lung, 2 * reach + 1)
 
 
 def _inner(side: int) -> np.ndarray:

@@ -6,29 +6,27 @@ import functools
 import hashlib
 import json
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cxrjax import log
 from cxrjax.config import Config
 from cxrjax.data import duplicates, ledger, splits
 from cxrjax.data.folder import open_folder
+from cxrjax.data.framing import WHOLE, Framed
 from cxrjax.data.images import BrokenImage
+from cxrjax.data.kept import kept
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.radiography import open_radiography
 from cxrjax.data.sources import Record, Source, choose_classes
 from cxrjax.data.store import Store, open_store
-from cxrjax.errors import UserError, writing
+from cxrjax.errors import UserError
 from cxrjax.runtime import cache_root
 from cxrjax.threads import in_order
 
-_CACHE_REMEDY = "choose another --config.data.cache or CXRJAX_CACHE"
 _EXAMPLES = 20  # names listed in the audit
 
 
@@ -59,12 +57,11 @@ def prepare(config: Config) -> Dataset:
       UserError: for missing or broken data, classes too small for the splits, a full disk.
     """
     settings: Any = config.data
-    source = _HashedOnce(open_source(settings))
-    store = open_store(
-        source, settings.image_size, cache_root(settings.cache), settings.skip_broken
-    )
+    source, cache = _HashedOnce(open_source(settings)), cache_root(settings.cache)
+    framed = source if settings.frame == WHOLE else Framed(source, settings.frame, cache)
+    store = open_store(framed, settings.image_size, cache, settings.skip_broken)
     n = len(store.labels)
-    found = find_duplicates(source, store)
+    found = find_duplicates(source, store, whole=settings.frame == WHOLE)
     groups = duplicates.group(n, found.pairs, store.patients)
     kept_together = groups
     if not settings.group_duplicates:
@@ -184,14 +181,17 @@ class _HashedOnce:
         return self._name
 
 
-def find_duplicates(source: Source, store: Store, fingerprint: str = "") -> duplicates.Duplicates:
+def find_duplicates(
+    source: Source, store: Store, *, whole: bool = True, fingerprint: str = ""
+) -> duplicates.Duplicates:
     """Near-duplicates among the store's images; kept beside the stores.
 
-    They are sought at one size whatever that of the store, lest the image size of a run decide
-    on borderline pairs and by them on who is in the test split.
+    They are sought among whole films of one size, whatever the store holds, lest the image size of
+    a run or how its films are cut decide on borderline pairs and so on who is in the test split.
 
     Args:
-      source: where the store's images come from.
+      source: where the store's images come from, whole.
+      whole: whether the store's images are.
       fingerprint: that of the source where it is known; computing it reads every file.
     Returns:
       Pairs of positions in the store; `exact` ones have equal pixels at that size.
@@ -201,7 +201,8 @@ def find_duplicates(source: Source, store: Store, fingerprint: str = "") -> dupl
     size = duplicates.THUMBNAIL
 
     def compute() -> dict[str, np.ndarray]:
-        images = store.images if store.images.shape[1] == size else _read(source, store, size)
+        ready = whole and store.images.shape[1] == size
+        images = store.images if ready else _read(source, store, size)
         return duplicates.find_duplicates(images)._asdict()
 
     # Names tell which images were kept where broken ones were skipped.
@@ -210,7 +211,7 @@ def find_duplicates(source: Source, store: Store, fingerprint: str = "") -> dupl
     )
     key = hashlib.sha256(described.encode()).hexdigest()[:20]
     path = store.root.parent / f"duplicates-{key}.npz"
-    return duplicates.Duplicates(**_kept(path, duplicates.Duplicates._fields, compute))
+    return duplicates.Duplicates(**kept(path, duplicates.Duplicates._fields, compute))
 
 
 def _read(source: Source, store: Store, size: int) -> np.ndarray:
@@ -245,7 +246,7 @@ def histograms(store: Store) -> np.ndarray:
         counts = list(in_order(count, len(store.images), what="", unit=""))
         return {"counts": np.array(counts, np.int32).reshape(-1, 256)}
 
-    return _kept(store.root / "histograms-1.npz", ("counts",), compute)["counts"].astype(np.int64)
+    return kept(store.root / "histograms-1.npz", ("counts",), compute)["counts"].astype(np.int64)
 
 
 def moments(histogram: np.ndarray) -> tuple[float, float]:
@@ -369,18 +370,3 @@ def _summary(audit: dict[str, Any]) -> list[str]:
     if audit["skipped"]:
         lines.append(f"{len(audit['skipped'])} unreadable images left out")
     return lines
-
-
-def _kept(
-    path: Path, keys: Sequence[str], compute: Callable[[], dict[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-    """The arrays in a file of the cache; computed and written when it is absent or damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return {key: kept[key] for key in keys}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        pass  # absent or damaged: computed again
-    arrays = compute()
-    with writing(path, _CACHE_REMEDY), log.replacing(path, "wb") as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-    return arrays

@@ -20,12 +20,12 @@ import PIL
 
 from cxrjax import log
 from cxrjax.data.images import BrokenImage
+from cxrjax.data.kept import REMEDY
 from cxrjax.data.sources import Source
 from cxrjax.errors import UserError, writing
 from cxrjax.threads import in_order
 
 FORMAT = 1  # raise it whenever a store built by older code would hold other bytes
-_REMEDY = "choose another --config.data.cache or CXRJAX_CACHE"
 _BUILDING = "building-"
 _ABANDONED = 24 * 3600  # seconds after which a half-built store is nobody's
 
@@ -96,7 +96,7 @@ def _named_skipped(store: Store) -> Store:
 @contextmanager
 def _building(cache: Path, needed: int) -> Iterator[Path]:
     """A folder beside the final one to build a store in; gone afterwards whatever happens."""
-    with writing(cache, _REMEDY):
+    with writing(cache, REMEDY):
         cache.mkdir(parents=True, exist_ok=True)
         for left in cache.glob(_BUILDING + "*"):
             if time.time() - _last_change(left) > _ABANDONED:

@@ -6,6 +6,7 @@ import numpy as np
 
 from cxrjax.config import Config
 from cxrjax.data.dataset import Dataset
+from cxrjax.data.framing import WHOLE
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.lungs import Segmentation, of_store
 
@@ -26,8 +27,11 @@ def lungs(
 
 
 def lesions(config: Config, data: Dataset, positions: np.ndarray) -> np.ndarray | None:
-    """Lesion masks of phantoms, bool [N, S, S], blank without a lesion; None for other data."""
-    if config.data.name != "phantom":
+    """Lesion masks of phantoms, bool [N, S, S], blank without a lesion; None for other data.
+
+    None for cut films as well: where lesions lie is known of the whole ones.
+    """
+    if config.data.name != "phantom" or config.data.frame != WHOLE:
         return None
     p = config.data.phantom
     source = PhantomSource(p.count, p.seed, p.marker, p.duplicates, p.label_noise)

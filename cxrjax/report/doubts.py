@@ -15,6 +15,7 @@ _MISTAKES = 10  # listed by name
 _VIEWS = {
     "intact": "as they are",
     "without_lungs": "without lungs",
+    "flat_lungs": "lungs of one grey",
     "lungs_only": "lungs only",
     "borders_only": "borders only",
     "centre_only": "without borders",
