@@ -97,6 +97,8 @@ def network(
         shift=config.augment.shift,
         rotation=config.augment.rotation,
         zoom=config.augment.zoom,
+        border=config.augment.border,
+        gamma=config.augment.gamma,
         stage=classifier.last_frozen_stage(model, layers),
         remat=config.train.remat,
     )

@@ -14,7 +14,7 @@ examples:
   python -m cxrjax.main --config configs/densenet4.py --config.data.dir=archive.zip \\
       --config.model.weights=imagenet --config.train.epochs=3
 Run again on the same --workdir to resume. Every field and its default: `default` in
-cxrjax/config.py, and the config.json of any run.
+cxrjax/defaults.py, and the config.json of any run.
 exit codes: 0 done, 2 bad input (one sentence on standard error), 130 interrupted and saved.
 """
 

@@ -223,7 +223,8 @@ def _key(
     config: Config, recipe: step.Recipe, data: Dataset, variables: Any, augmented: bool, rows: int
 ) -> str:
     digest, dtype = hashlib.sha256(), config.cache.dtype
-    views = (recipe.shift, recipe.rotation, recipe.zoom, config.seed) if augmented else ()
+    looks = (recipe.shift, recipe.rotation, recipe.zoom, recipe.border, recipe.gamma)
+    views = (*looks, config.seed) if augmented else ()
     contract = (variables.source or {}).get("contract")
     described = [FORMAT, data.store.key, rows, recipe.stage, recipe.mean, recipe.std, dtype]
     described += [views, config.model.name, config.train.precision, contract]

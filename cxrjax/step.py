@@ -50,9 +50,11 @@ class Recipe(NamedTuple):
     mean: tuple[float, ...]  # per channel of the network's input, on the [0, 1] scale of pixels
     std: tuple[float, ...]
     train_layers: frozenset[str]  # backbone layers whose batch norm uses batch statistics
-    shift: float
+    shift: float  # this and what follows up to gamma: see `augment.augment`
     rotation: float
     zoom: float
+    border: float = 0.0
+    gamma: float = 0.0
     stage: str | None = None  # the last that is frozen; `maps` of a batch are its output
     remat: bool = False  # see `keep_products`
 
@@ -164,6 +166,8 @@ def _inputs(
             shift=recipe.shift,
             rotation_degrees=recipe.rotation,
             zoom=recipe.zoom,
+            border=recipe.border,
+            gamma=recipe.gamma,
         )
     return normalize(images, recipe.mean, recipe.std)
 

@@ -65,6 +65,8 @@ def _run(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as root:
         overrides["data.cache"] = os.path.join(root, "cache")
         config = config_lib.load(str(CONFIG), overrides)
+        if any(config.augment.values()):
+            raise UserError("Keras augments nothing in this job; leave the fields of augment at 0.")
         weights = build.check(config)
         data = dataset.prepare(config)
         export(data, Path(root, "data"))

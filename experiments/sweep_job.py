@@ -274,7 +274,17 @@ class Job:
 
 
 def peer_job(config: Any, data: dataset.Dataset) -> dict[str, Any]:
-    """A point as keras_sweep.py is told it."""
+    """A point as keras_sweep.py is told it.
+
+    Raises:
+      UserError: for an augmentation that it does not have.
+    """
+    for field in ("border", "gamma"):
+        if config.augment[field]:
+            raise UserError(
+                f"config field augment.{field} is {config.augment[field]}, and the loop of Keras "
+                "shifts, turns and zooms only; leave it at 0."
+            )
     spec = registry.spec(config.model.name)
     by_dataset = config.input.normalize == "dataset"
     return jobs.describe(config, "synthetic") | {

@@ -1,4 +1,4 @@
-"""Augmentation: geometry held to SciPy, randomness to (seed, epoch, index) alone."""
+"""Augmentation: geometry held to SciPy, tone and border to NumPy, randomness to its keys."""
 
 import math
 
@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from cxrjax.config import default
 from cxrjax.data import augment
 
 RNG = np.random.default_rng(0)
+STILL = {"shift": 0.0, "rotation": 0.0, "zoom": 0.0}
 
 
 def noise(batch=4, height=24, width=32):
@@ -124,15 +126,17 @@ def test_values_stay_in_range_and_the_mean_roughly_as_it_was(epoch):
     np.testing.assert_array_equal(run(constant, epoch=epoch), constant)
 
 
-def run(images, seed=0, epoch=0, index=None, shift=0.1, rotation=15.0, zoom=0.2):
+def run(images, seed=0, epoch=0, index=None, shift=0.1, rotation=15.0, zoom=0.2, **more):
     index = jnp.arange(len(images)) if index is None else jnp.asarray(index)
-    return np.asarray(_run(jnp.asarray(images), seed, epoch, index, shift, rotation, zoom))
+    more = more.get("border", 0.0), more.get("gamma", 0.0)
+    return np.asarray(_run(jnp.asarray(images), seed, epoch, index, shift, rotation, zoom, *more))
 
 
-@jax.jit(static_argnums=(1, 4, 5, 6))
-def _run(images, seed, epoch, index, shift, rotation, zoom):
+@jax.jit(static_argnums=(1, 4, 5, 6, 7, 8))
+def _run(images, seed, epoch, index, shift, rotation, zoom, border, gamma):
     keys = augment.example_keys(seed, epoch, index)
-    return augment.augment(keys, images, shift=shift, rotation_degrees=rotation, zoom=zoom)
+    geometry = {"shift": shift, "rotation_degrees": rotation, "zoom": zoom}
+    return augment.augment(keys, images, **geometry, border=border, gamma=gamma)
 
 
 def recovered(**limits):
@@ -173,17 +177,22 @@ def test_amounts_are_uniform_within_their_limits_and_independent(limits, largest
     assert np.abs(correlation - np.eye(len(correlation))).max() < 0.15
 
 
-def test_an_example_looks_the_same_in_any_batch_and_differs_by_seed_epoch_and_index():
+@pytest.mark.parametrize(
+    "limits",
+    [{}, STILL | {"border": 0.25}, STILL | {"gamma": 1.0}, {"border": 0.25, "gamma": 1.0}],
+    ids=["geometry", "border", "gamma", "all"],
+)
+def test_an_example_looks_the_same_in_any_batch_and_differs_by_seed_epoch_and_index(limits):
     images = noise(8)
-    whole = run(images, index=range(10, 18))
+    whole = run(images, index=range(10, 18), **limits)
     order = [5, 2, 7]
-    np.testing.assert_array_equal(run(images[order], index=[15, 12, 17]), whole[order])
-    np.testing.assert_array_equal(run(images[3:4], index=[13]), whole[3:4])
+    np.testing.assert_array_equal(run(images[order], index=[15, 12, 17], **limits), whole[order])
+    np.testing.assert_array_equal(run(images[3:4], index=[13], **limits), whole[3:4])
     same = np.repeat(images[:1], 2, axis=0)
-    first = run(same, index=[3, 4])
+    first = run(same, index=[3, 4], **limits)
     assert np.any(first[0] != first[1])
-    assert np.any(run(same, index=[3, 4], epoch=1) != first)
-    assert np.any(run(same, index=[3, 4], seed=1) != first)
+    assert np.any(run(same, index=[3, 4], epoch=1, **limits) != first)
+    assert np.any(run(same, index=[3, 4], seed=1, **limits) != first)
 
 
 def test_keys_are_the_documented_fold_ins_whatever_the_default_generator():
@@ -214,14 +223,139 @@ def test_pixels_do_not_depend_on_what_the_warp_is_compiled_into():
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_switched_off_it_is_the_identity_and_costs_nothing(dtype):
     images = jnp.asarray(noise().astype(dtype))
-    got = run(images, shift=0.0, rotation=0.0, zoom=0.0)
+    got = run(images, **STILL)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, images)
-    program = _run.lower(images, 0, 0, jnp.arange(4), 0.0, 0.0, 0.0).compile().as_text()
+    lowered = _run.lower(images, 0, 0, jnp.arange(4), 0.0, 0.0, 0.0, 0.0, 0.0)
+    program = lowered.compile().as_text()
     assert "while" not in program and "gather" not in program
 
 
-@pytest.mark.parametrize("limits", [{"shift": 0.6}, {"shift": -0.1}, {"zoom": 0.3}])
-def test_limits_that_coordinates_cannot_hold_are_refused(limits):
+@pytest.mark.parametrize(
+    "limits",
+    [
+        *({"shift": 0.6}, {"shift": -0.1}, {"zoom": 0.3}),
+        *({"border": 0.26}, {"border": -0.1}, {"gamma": 1.1}, {"gamma": -0.1}),
+    ],
+)
+def test_limits_out_of_range_are_refused(limits):
     with pytest.raises(ValueError, match="must lie in"):
         run(noise(), **limits)
+
+
+KEYS = augment.example_keys(0, 0, jnp.arange(500))
+
+
+def folded(number, keys=KEYS):
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def test_geometry_takes_its_amounts_from_the_example_key_itself():
+    images = jnp.asarray(noise(8))
+    draws = np.array([jax.random.uniform(key, [4], minval=-1, maxval=1) for key in KEYS[:8]])
+    wanted = augment.warp(
+        images,
+        shift=jnp.asarray(draws[:, :2] * np.float32([0.1 * 24, 0.1 * 32])),
+        radians=jnp.deg2rad(jnp.float32(15)) * draws[:, 2],
+        scale=jnp.asarray(1 + np.float32(0.2) * draws[:, 3]),
+    )
+    np.testing.assert_allclose(run(images), wanted, atol=1e-2)
+
+
+def test_geometry_comes_first_then_tone_then_border():
+    images = noise(16)
+    moved = jnp.asarray(run(images))
+    bent = augment.bend_tones(folded(2**31 - 1, KEYS[:16]), moved, gamma=0.8)
+    covered = augment.cover_border(folded(2**31 - 2, KEYS[:16]), bent, border=0.25)
+    np.testing.assert_allclose(run(images, gamma=0.8), bent, atol=1e-2)
+    np.testing.assert_allclose(run(images, gamma=0.8, border=0.25), covered, atol=1e-2)
+    assert np.any(np.abs(covered - bent) > 1) and np.any(np.abs(bent - moved) > 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@given(
+    side=st.tuples(st.integers(4, 40), st.integers(4, 40)),
+    border=st.floats(0, 0.25),
+    epoch=st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=8, deadline=None)
+def test_border_overwrites_whole_pixels_within_its_limit_and_nothing_else(
+    dtype, side, border, epoch
+):
+    images = noise(4, *side).astype(dtype)
+    keys = augment.example_keys(1, epoch, jnp.arange(4))
+    got = np.asarray(augment.cover_border(keys, jnp.asarray(images), border=border))
+    assert got.dtype == np.float32
+    most = np.floor(border * np.array([side[0], side[0], side[1], side[1]]))
+    for key, image, mine in zip(keys, images, got, strict=True):
+        *shares, level = np.asarray(jax.random.uniform(key, [5]))
+        top, bottom, left, right = (int(s * (m + 1)) for s, m in zip(shares, most, strict=True))
+        assert np.all([top, bottom, left, right] <= most)
+        wanted = np.full(image.shape, 255 * level, np.float32)
+        inner = (slice(top, side[0] - bottom), slice(left, side[1] - right))
+        wanted[inner] = image[inner]
+        np.testing.assert_allclose(mine, wanted, atol=1e-3)
+        np.testing.assert_array_equal(mine[inner], image[inner])
+
+
+def test_rims_are_of_one_level_and_their_widths_uniform_and_independent():
+    outside = np.full([500, 40, 20, 1], 1000, np.float32)  # no grey level
+    got = np.asarray(augment.cover_border(KEYS, jnp.asarray(outside), border=0.2))[..., 0]
+    inside = got == 1000
+    rows, columns = inside.any(2), inside.any(1)
+    widths = np.stack([part.argmax(1) for part in (rows, rows[:, ::-1], columns, columns[:, ::-1])])
+    for values, most in zip(widths, (8, 8, 4, 4), strict=True):
+        counts = np.bincount(values, minlength=most + 1)
+        assert len(counts) == most + 1  # 0 and the most among them
+        np.testing.assert_allclose(counts / 500, 1 / (most + 1), atol=0.07)  # 3 standard errors
+    assert np.all(inside == rows[:, :, None] & columns[:, None])  # a rectangle is left
+    covered = ~inside.all((1, 2))
+    rims = np.ma.masked_array(got, inside)[covered]
+    assert np.all(rims.min((1, 2)) == rims.max((1, 2)))
+    levels = rims.min((1, 2)).data
+    assert levels.min() >= 0 and levels.max() < 255
+    np.testing.assert_allclose(np.histogram(levels, 5, (0, 255))[0] / len(levels), 0.2, atol=0.06)
+    drawn = np.vstack([widths[:, covered], levels])
+    assert np.abs(np.corrcoef(drawn) - np.eye(5)).max() < 0.15
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@given(gamma=st.floats(0, 1), epoch=st.integers(0, 2**31 - 1))
+@settings(max_examples=8, deadline=None)
+def test_tone_curves_keep_black_and_white_and_rise_between_them(dtype, gamma, epoch):
+    ramp = np.arange(256).astype(dtype)
+    keys = augment.example_keys(2, epoch, jnp.arange(4))
+    images = jnp.tile(ramp.reshape(1, 16, 16, 1), (4, 1, 1, 1))
+    got = np.asarray(augment.bend_tones(keys, images, gamma=gamma))
+    assert got.dtype == np.float32 and got.shape == (4, 16, 16, 1)
+    curves = got.reshape(4, 256)
+    assert np.all(curves[:, 0] == 0) and np.all(curves[:, -1] == 255)
+    assert np.all(np.diff(curves, axis=1) > 0)
+    limit = math.log(1 + gamma)
+    for key, curve in zip(keys, curves, strict=True):
+        exponent = math.exp(limit * (2 * float(jax.random.uniform(key, [])) - 1))
+        assert 1 / (1 + gamma) - 1e-6 <= exponent <= 1 + gamma + 1e-6
+        np.testing.assert_allclose(curve, 255 * (np.arange(256) / 255) ** exponent, atol=1e-2)
+
+
+def test_exponents_are_log_uniform_within_their_limits():
+    grey = jnp.full([500, 1, 1, 1], 100, jnp.uint8)
+    got = np.asarray(augment.bend_tones(KEYS, grey, gamma=0.6), np.float64).ravel()
+    exponents = np.log(np.log(got / 255) / math.log(100 / 255)) / math.log(1.6)
+    assert np.abs(exponents).max() <= 1 + 1e-5 and np.abs(exponents).max() > 0.98
+    assert abs(exponents.mean()) < 0.12
+    assert exponents.std() == pytest.approx(1 / math.sqrt(3), rel=0.1)
+
+
+def test_tones_outside_the_scale_are_black_or_white():
+    images = jnp.asarray([-3.0, 300.0], jnp.float32).reshape(1, 1, 2, 1)
+    got = augment.bend_tones(KEYS[:1], images, gamma=0.5)
+    np.testing.assert_array_equal(np.ravel(got), [0, 255])
+
+
+@pytest.mark.parametrize("field", ["shift", "rotation", "zoom", "border", "gamma"])
+def test_each_field_alone_is_augmentation(field):
+    config = default()
+    assert not augment.active(config)
+    config.augment[field] = 0.1
+    assert augment.active(config)

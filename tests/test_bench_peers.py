@@ -102,6 +102,17 @@ def test_windows_alternate_and_their_ratio_is_theirs_over_ours(against_fakes, tm
     assert torch["peak_memory"] == {"bytes": 1, "of": "fake"}
 
 
+def test_nothing_is_augmented_beside_peers(fake, monkeypatch):
+    seen = []
+    path = fake("ours")
+    monkeypatch.setattr(session, "_ours", lambda c, *a, **k: seen.append(c) or started(path))
+    monkeypatch.setattr(session, "peer_script", lambda name: fake(name))
+    settings = tiny(augment__border=0.2, augment__gamma=0.5)
+    peak = {"flop_per_second": 1e9}
+    session.measure_row(settings, "synthetic", ("torch",), session.Settings(windows=1), peak)
+    assert set(seen[0].augment.values()) == {0.0} and settings.augment.border == 0.2
+
+
 @pytest.mark.parametrize("mistake", ["crash", "window"])
 def test_a_peer_that_breaks_down_is_raised_or_noted(against_fakes, mistake):
     with pytest.raises(ProcessFailed, match="torch: "):

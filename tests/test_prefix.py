@@ -97,6 +97,7 @@ def test_frozen_weights_may_come_from_a_file(tmp_path):
 
 def test_as_many_views_as_epochs_equal_augmenting_anew(tmp_path):
     augmented = {"augment__shift": 0.1, "augment__rotation": 10, "augment__zoom": 0.1}
+    augmented |= {"augment__border": 0.2, "augment__gamma": 0.3}
     anew = trained(tiny(tmp_path / "cache", **augmented), tmp_path / "anew")
     assert not isinstance(anew[0].input, prefix.FrozenMaps)
     views = trained(tiny(tmp_path / "cache", cache__views=3, **augmented), tmp_path / "views")
@@ -144,6 +145,16 @@ def test_what_maps_depend_on_is_in_their_key(tmp_path, change, anew):
         with opened(tiny(tmp_path / "cache", **changes), tmp_path / str(k)) as training:
             names.append(training.input._file._maps.name)
     assert (names[0] != names[1]) == anew
+
+
+@pytest.mark.parametrize("field", ["shift", "rotation", "zoom", "border", "gamma"])
+def test_how_images_are_augmented_is_in_the_key_of_stored_views(tmp_path, field):
+    names = []
+    for k, amount in enumerate((0.1, 0.2)):
+        changes = {f"augment__{field}": amount, "cache__views": 1}
+        with opened(tiny(tmp_path / "cache", **changes), tmp_path / str(k)) as training:
+            names.append(training.input._file._maps.name)
+    assert names[0] != names[1]
 
 
 def test_stored_in_bfloat16_they_take_half_the_room(tmp_path):

@@ -192,6 +192,17 @@ def test_dropout_and_augmentation_follow_seed_and_step():
     assert first != run(state, make_batch())[1]
 
 
+@pytest.mark.parametrize("field", ["shift", "rotation", "zoom", "border", "gamma"])
+def test_each_augmentation_reaches_the_images_of_training(field):
+    batch, look = make_batch(), (jnp.int32(0), jnp.int32(0))
+    recipe = step.Recipe(None, CLASSES, (0.5,), (0.25,), frozenset(), 0.0, 0.0, 0.0)
+    plain = step._inputs(recipe, batch)
+    np.testing.assert_array_equal(step._inputs(recipe, batch, look).pixels, plain.pixels)
+    changed = recipe._replace(**{field: 0.2})
+    assert np.any(step._inputs(changed, batch, look).pixels != plain.pixels)
+    np.testing.assert_array_equal(step._inputs(changed, batch).pixels, plain.pixels)
+
+
 def test_inference_is_deterministic_and_ignores_the_rest_of_the_batch():
     recipe, state, _ = make(small_config())
     run = jax.jit(functools.partial(step.eval_step, recipe))

@@ -17,6 +17,7 @@ from cxrjax.sweep import grid
 
 SWEEPS = ROOT / "configs" / "sweeps"
 sys.path.insert(0, str(ROOT / "experiments"))
+import report_f_job  # noqa: E402
 import sweep_job  # noqa: E402
 
 
@@ -53,6 +54,15 @@ def test_an_extrapolated_point_is_the_measured_one_at_its_epochs(later, fixed, e
     want = [fixed + 3 + n * typical for n in epochs]
     assert told["points"] == pytest.approx(want)
     assert told["fastest"] == pytest.approx([fixed + 3 + n * min(later) for n in epochs])
+
+
+@pytest.mark.parametrize("field", ["border", "gamma"])
+def test_an_augmentation_that_keras_lacks_is_refused(field, capsys):
+    settings = config.load(str(ROOT / "configs" / "baseline2.py"), {f"augment.{field}": "0.1"})
+    with pytest.raises(UserError, match=rf"augment\.{field} is 0\.1"):
+        sweep_job.peer_job(settings, None)
+    assert report_f_job.main([f"--config.augment.{field}=0.1"]) == 2
+    assert "Keras augments nothing" in capsys.readouterr().err
 
 
 def test_shapes_are_not_mixed_and_none_may_lack():

@@ -116,7 +116,7 @@ def measure_row(
     if peers and any(config.augment.values()):
         log.say("augmentation is switched off: the peers have none")
         config = config_lib.from_json(config_lib.to_json(config))
-        config.augment.update(shift=0.0, rotation=0.0, zoom=0.0)
+        config.augment.update(dict.fromkeys(config.augment, 0.0))
     with _ours(config, row, settings, alone=not peers) as ours:
         facts = ours.facts()
         rates, compared = [], {}

@@ -1,16 +1,21 @@
-"""Random shift, rotation and zoom of images: pure functions of a key, run on the device."""
+"""Random geometry, tone and border of images: pure functions of a key, run on the device."""
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
 
 from cxrjax.config import Config
 
+# Folded into an example's key; far from the counters behind the draws of its geometry.
+_GAMMA_STREAM, _BORDER_STREAM = 2**31 - 1, 2**31 - 2
+
 
 def active(config: Config) -> bool:
     """Whether a configuration augments its training images."""
-    return bool(config.augment.shift or config.augment.rotation or config.augment.zoom)
+    return any(config.augment.values())
 
 
 def example_keys(seed: jax.Array | int, epoch: jax.Array | int, index: jax.Array) -> jax.Array:
@@ -32,33 +37,98 @@ def example_keys(seed: jax.Array | int, epoch: jax.Array | int, index: jax.Array
 
 
 def augment(
-    keys: jax.Array, images: jax.Array, *, shift: float, rotation_degrees: float, zoom: float
+    keys: jax.Array,
+    images: jax.Array,
+    *,
+    shift: float,
+    rotation_degrees: float,
+    zoom: float,
+    border: float = 0.0,
+    gamma: float = 0.0,
 ) -> jax.Array:
-    """Shifts, turns and zooms every image by amounts of its own; there are no flips.
+    """Changes every image by amounts of its own: geometry, then tone, then border; no flips.
 
     Args:
       keys: typed PRNG keys [B], see `example_keys`.
-      images: uint8 or float [B, H, W, 1].
+      images: uint8 or float [B, H, W, 1]; on the 0..255 scale where border or gamma is not 0.
       shift: largest shift on each axis, as a fraction of that side, at most 0.5; static.
       rotation_degrees: largest rotation, either way; static.
       zoom: magnification is drawn from [1 - zoom, 1 + zoom], zoom at most 0.25; static.
+      border: widest rim, see `cover_border`, at most 0.25; static.
+      gamma: the exponent of the tone curve is drawn log-uniformly from [1 / (1 + gamma),
+        1 + gamma], gamma at most 1; static.
     Returns:
-      float32 [B, H, W, 1] in the units of `images`; the very pixels when all three are 0.
+      float32 [B, H, W, 1] in the units of `images`; the very pixels when all five are 0.
     Raises:
-      ValueError: for a shift or zoom out of range.
+      ValueError: for a shift, zoom, border or gamma out of range.
     """
     if not (0 <= shift <= 0.5 and 0 <= zoom <= 0.25):
         raise ValueError(f"shift {shift} must lie in [0, 0.5] and zoom {zoom} in [0, 0.25]")
+    if not (0 <= border <= 0.25 and 0 <= gamma <= 1):
+        raise ValueError(f"border {border} must lie in [0, 0.25] and gamma {gamma} in [0, 1]")
     if shift == rotation_degrees == zoom == 0:
-        return images.astype(jnp.float32)
-    draw = jax.vmap(lambda key: jax.random.uniform(key, [4], jnp.float32, -1, 1))(keys)
-    height, width = images.shape[1:3]
-    return warp(
-        images,
-        shift=draw[:, :2] * jnp.array([[shift * height, shift * width]], jnp.float32),
-        radians=jnp.deg2rad(jnp.float32(rotation_degrees)) * draw[:, 2],
-        scale=1 + zoom * draw[:, 3],
-    )
+        images = images.astype(jnp.float32)
+    else:
+        draw = jax.vmap(lambda key: jax.random.uniform(key, [4], jnp.float32, -1, 1))(keys)
+        height, width = images.shape[1:3]
+        images = warp(
+            images,
+            shift=draw[:, :2] * jnp.array([[shift * height, shift * width]], jnp.float32),
+            radians=jnp.deg2rad(jnp.float32(rotation_degrees)) * draw[:, 2],
+            scale=1 + zoom * draw[:, 3],
+        )
+    if gamma:
+        images = bend_tones(_stream(keys, _GAMMA_STREAM), images, gamma=gamma)
+    if border:
+        images = cover_border(_stream(keys, _BORDER_STREAM), images, border=border)
+    return images
+
+
+def _stream(keys: jax.Array, number: int) -> jax.Array:
+    """Keys [B] for draws apart from those of the geometry, which stay as they are without them."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def bend_tones(keys: jax.Array, images: jax.Array, *, gamma: float) -> jax.Array:
+    """Gives every image a tone curve of its own, as every hospital has one: 255 (x / 255)^g.
+
+    Args:
+      keys: typed PRNG keys [B].
+      images: uint8 or float [B, H, W, 1], 0..255; what lies outside counts as 0 or 255.
+      gamma: log g is uniform in [-log(1 + gamma), log(1 + gamma)]; static.
+    Returns:
+      float32 [B, H, W, 1], 0..255; black and white stay.
+    """
+    limit = math.log1p(gamma)
+    draw = jax.vmap(lambda key: jax.random.uniform(key, [], jnp.float32, -limit, limit))(keys)
+    # A negative number to such a power is NaN.
+    share = jnp.clip(images.astype(jnp.float32) / 255, 0, 1)
+    return 255 * share ** jnp.exp(draw)[:, None, None, None]
+
+
+def cover_border(keys: jax.Array, images: jax.Array, *, border: float) -> jax.Array:
+    """Overwrites a rim of every image with one random grey level.
+
+    Letters, tags and the collimator's edges stand there: they must not tell the class.
+
+    Args:
+      keys: typed PRNG keys [B].
+      images: uint8 or float [B, H, W, 1], 0..255.
+      border: each of the four rims is 0 to border * H (top, bottom) or border * W (left, right)
+        whole pixels wide, all widths alike likely, independent of the others; static.
+    Returns:
+      float32 [B, H, W, 1]; the rim's level is uniform in [0, 255), the same on all four sides.
+    """
+    draw = jax.vmap(lambda key: jax.random.uniform(key, [5], jnp.float32))(keys)
+    inside = jnp.array(True)
+    for axis, (before, after) in ((1, (0, 1)), (2, (2, 3))):
+        side = images.shape[axis]
+        # The draw is below 1, so the widest is the whole pixels in border * side.
+        rim = jnp.floor(draw * (math.floor(border * side) + 1)).astype(jnp.int32)
+        rim = rim[:, :, None, None, None]
+        at = jax.lax.broadcasted_iota(jnp.int32, (1, *images.shape[1:]), axis)
+        inside &= (at >= rim[:, before]) & (at < side - rim[:, after])
+    return jnp.where(inside, images.astype(jnp.float32), 255 * draw[:, 4, None, None, None])
 
 
 def warp(images: jax.Array, *, shift: jax.Array, radians: jax.Array, scale: jax.Array) -> jax.Array:
