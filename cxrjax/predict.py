@@ -114,7 +114,6 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
       run: a `trained.Trained`.
       overlays: where to write Grad-CAM pictures of the predicted class, or None.
     """
-    import numpy as np
 
     from cxrjax.calibration import scaled
     from cxrjax.data.batches import filled
@@ -135,8 +134,9 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
         if kept:
             images, found = run.see(films)
             padded, maps = filled(images, size), None
-            for line in np.array(kept)[~found]:
-                line["warnings"].append("no lungs are found; the whole film is taken")
+            for line, lungs in zip(kept, found, strict=True):
+                if not lungs:
+                    line["warnings"].append("no lungs are found; the whole film is taken")
             if explainer is not None:
                 probabilities, maps = explainer(padded)
             else:

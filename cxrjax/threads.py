@@ -13,7 +13,9 @@ from cxrjax import log
 T = TypeVar("T")
 
 
-def in_order(function: Callable[[int], T], n: int, *, what: str, unit: str) -> Iterator[T]:
+def in_order(
+    function: Callable[[int], T], n: int, *, what: str = "", unit: str = ""
+) -> Iterator[T]:
     """`function(0)` to `function(n - 1)`, computed in threads, yielded in order.
 
     Only a few results wait at a time, so that memory stays bounded however slow the consumer is.

@@ -227,7 +227,7 @@ def _finished(folder: Path) -> Config:
 def _opened(folder: Path, config: Config) -> Trained:
     note, saved = _newest(folder)
     contract = note["input"]
-    if contract.get("segmentation", framing.segmentation()) != framing.segmentation():
+    if "segmentation" in contract and contract["segmentation"] != framing.segmentation():
         raise UserError(
             f"the films of the run in {folder} were cut to lungs that another version of cxrjax "
             "found; use that version, or train it anew."

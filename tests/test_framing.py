@@ -98,7 +98,7 @@ def test_cutting_changes_films_and_neither_split_nor_copies(tmp_path):
 def test_lungs_are_sought_once(tmp_path, monkeypatch):
     dataset.prepare(config(tmp_path, "lungs_box"))
     monkeypatch.setattr(framing.segment, "masks", None)
-    dataset.prepare(config(tmp_path, "lungs_only"))
+    assert dataset.prepare(config(tmp_path, "lungs_only")).store.has_mask.all()
 
 
 def test_a_broken_film_is_told_when_it_is_decoded(tmp_path):

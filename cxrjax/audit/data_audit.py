@@ -14,7 +14,6 @@ import numpy as np
 
 from cxrjax import bootstrap
 from cxrjax.audit import doubts, predictability, statistics
-from cxrjax.data import duplicates
 from cxrjax.data.dataset import Dataset, cramers_v, histograms
 from cxrjax.data.sources import Source
 
@@ -34,19 +33,18 @@ FAMILIES = {
 }
 
 
-def audit(data: Dataset, source: Source, pairs: duplicates.Duplicates) -> dict[str, Any]:
+def audit(data: Dataset, source: Source) -> dict[str, Any]:
     """Everything that is known of a data set without a classifier, as strict JSON.
 
     Args:
       data: the prepared data set.
       source: where it is from.
-      pairs: its near-duplicates, see `dataset.find_duplicates`.
     Returns:
       `findings`, a list of {kind, text}; `duplicates`, `leaks`, `label_conflicts`, `sources`,
       `predictability` (by family: auroc {value, low, high, n} and alarm), `label_doubts`, `n`,
       `classes`.
     """
-    store = data.store
+    store, copies = data.store, data.copies
     films = statistics.films(store)
     headers = statistics.headers(source, store)
     features = {
@@ -73,7 +71,7 @@ def audit(data: Dataset, source: Source, pairs: duplicates.Duplicates) -> dict[s
             "examples": [
                 [store.names[i], store.names[j], round(float(c), 3)]
                 for (i, j), c in zip(
-                    pairs.pairs[:_EXAMPLES], pairs.correlation[:_EXAMPLES], strict=True
+                    copies.pairs[:_EXAMPLES], copies.correlation[:_EXAMPLES], strict=True
                 )
             ],
         },

@@ -12,7 +12,6 @@ from cxrjax.audit import data_audit, figures, shortcuts
 from cxrjax.config import Config
 from cxrjax.data import dataset
 from cxrjax.data.dataset import Dataset
-from cxrjax.data.framing import WHOLE
 from cxrjax.errors import UserError, writing
 
 
@@ -27,12 +26,10 @@ def data_set(config: Config, folder: Path) -> tuple[dict[str, Any], Dataset]:
     data = dataset.prepare(config)
     prepared = time.perf_counter() - start
     source = dataset.open_source(config.data)
-    whole = config.data.frame == WHOLE
-    pairs = dataset.find_duplicates(source, data.store, whole=whole, fingerprint=data.fingerprint)
-    report = data_audit.audit(data, source, pairs)
+    report = data_audit.audit(data, source)
     with writing(folder, "choose another --out"):
-        if len(pairs.pairs):
-            figures.duplicates(data.store, pairs, folder / "duplicates.png")
+        if len(data.copies.pairs):
+            figures.duplicates(data.store, data.copies, folder / "duplicates.png")
         if any(told["auroc"]["value"] is not None for told in report["predictability"].values()):
             figures.predictability(report, folder / "predictability.png")
         if report["sources"]["cramers_v"]["value"] is not None:

@@ -29,8 +29,6 @@ def films(store: Store) -> np.ndarray:
     resized = in_order(
         lambda i: pictures.resize(np.asarray(store.images[i]), THUMBNAIL),
         len(store.labels),
-        what="",
-        unit="images",
     )
     return np.array(list(resized)).reshape(-1, THUMBNAIL, THUMBNAIL)
 

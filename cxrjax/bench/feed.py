@@ -20,6 +20,7 @@ _IMAGES = 4  # per class: enough to draw batches and class weights from
 def data_set(config: Config) -> Any:
     """A `Dataset` of random images, made from the configuration alone."""
     from cxrjax.data.dataset import Dataset
+    from cxrjax.data.duplicates import Duplicates
     from cxrjax.data.store import Store
 
     classes = class_names(config)
@@ -44,6 +45,7 @@ def data_set(config: Config) -> Any:
     return Dataset(
         store=store,
         splits=dict.fromkeys(("train", "validation", "test"), positions),
+        copies=Duplicates(np.zeros((0, 2), np.int32), np.zeros(0, np.float32), np.zeros(0, bool)),
         groups=positions,
         mean=0.5,
         std=0.25,

@@ -36,6 +36,7 @@ class Dataset:
 
     store: Store
     splits: dict[str, np.ndarray]  # train, validation, test: int32 sorted positions in the store
+    copies: duplicates.Duplicates  # near-duplicates, as positions in the store
     groups: np.ndarray  # int32 [N], equal for near-duplicates and films of one patient
     mean: float  # pixel mean over train and validation, on the [0, 1] scale
     std: float  # pixel standard deviation likewise
@@ -86,6 +87,7 @@ def prepare(config: Config) -> Dataset:
     return Dataset(
         store=store,
         splits=divided,
+        copies=found,
         groups=groups,
         mean=mean,
         std=std,
@@ -181,9 +183,7 @@ class _HashedOnce:
         return self._name
 
 
-def find_duplicates(
-    source: Source, store: Store, *, whole: bool = True, fingerprint: str = ""
-) -> duplicates.Duplicates:
+def find_duplicates(source: Source, store: Store, *, whole: bool = True) -> duplicates.Duplicates:
     """Near-duplicates among the store's images; kept beside the stores.
 
     They are sought among whole films of one size, whatever the store holds, lest the image size of
@@ -192,7 +192,6 @@ def find_duplicates(
     Args:
       source: where the store's images come from, whole.
       whole: whether the store's images are.
-      fingerprint: that of the source where it is known; computing it reads every file.
     Returns:
       Pairs of positions in the store; `exact` ones have equal pixels at that size.
     Raises:
@@ -206,9 +205,7 @@ def find_duplicates(
         return duplicates.find_duplicates(images)._asdict()
 
     # Names tell which images were kept where broken ones were skipped.
-    described = json.dumps(
-        [fingerprint or source.fingerprint(), store.names, size, duplicates.ALGORITHM]
-    )
+    described = json.dumps([source.fingerprint(), store.names, size, duplicates.ALGORITHM])
     key = hashlib.sha256(described.encode()).hexdigest()[:20]
     path = store.root.parent / f"duplicates-{key}.npz"
     return duplicates.Duplicates(**kept(path, duplicates.Duplicates._fields, compute))
@@ -243,7 +240,7 @@ def histograms(store: Store) -> np.ndarray:
         def count(i: int) -> np.ndarray:
             return np.bincount(store.images[i].ravel(), minlength=256)
 
-        counts = list(in_order(count, len(store.images), what="", unit=""))
+        counts = list(in_order(count, len(store.images)))
         return {"counts": np.array(counts, np.int32).reshape(-1, 256)}
 
     return kept(store.root / "histograms-1.npz", ("counts",), compute)["counts"].astype(np.int64)

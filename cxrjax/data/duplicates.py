@@ -72,7 +72,7 @@ def find_duplicates(images: np.ndarray) -> Duplicates:
     seen: dict[bytes, int] = {}
     # NumPy and SciPy let other threads run while they compute, so blocks share the cores.
     n_blocks = -(-n // _BLOCK)
-    described = in_order(lambda k: _described(images, k * _BLOCK), n_blocks, what="", unit="")
+    described = in_order(lambda k: _described(images, k * _BLOCK), n_blocks)
     for k, (own, own_turned, detail, digests) in enumerate(described):
         block = slice(k * _BLOCK, (k + 1) * _BLOCK)
         hashes[block], turned[:, block], details[block] = own, own_turned, detail
@@ -92,7 +92,7 @@ def find_duplicates(images: np.ndarray) -> Duplicates:
         _confirmed(np.zeros((0, 2), int), images, hashes, details, contents)
     ]
     total = 0
-    for parts in in_order(pairs_of, n_blocks, what="", unit=""):
+    for parts in in_order(pairs_of, n_blocks):
         found += parts
         total += sum(len(part[0]) for part in parts)
         if total > _MOST_PAIRS:

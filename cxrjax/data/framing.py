@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,13 +67,18 @@ def frame(
     """
     if not lung.any():
         return images.resize(film, size), None
-    box = _square(lung)
-    share = _cut(np.where(lung, np.uint8(255), np.uint8(0)), box, size)
-    mask = share > min(127, int(share.max()) - 1)  # narrow lungs do not vanish at a small size
-    cut = _cut(film, box, size)
+    mask = _lungs_within(lung, size)
+    cut = _cut(film, _square(lung), size)
     if how == LUNGS:
-        cut = np.where(grown(mask), cut, np.uint8(0))
-    return cut, np.where(mask, np.uint8(255), np.uint8(0))
+        cut = np.where(grown(mask > 0), cut, np.uint8(0))
+    return cut, mask
+
+
+def _lungs_within(lung: np.ndarray, size: int) -> np.ndarray:
+    """Where the lungs are in a film cut to them: uint8 [size, size], 0 or 255."""
+    share = _cut(np.where(lung, np.uint8(255), np.uint8(0)), _square(lung), size)
+    # Narrow lungs do not vanish at a small size.
+    return np.where(share > min(127, int(share.max()) - 1), np.uint8(255), np.uint8(0))
 
 
 def grown(lung: np.ndarray) -> np.ndarray:
@@ -118,6 +124,7 @@ class Framed:
         """
         self.classes, self.records = source.classes, source.records
         self._source, self._how, self._cache = source, how, cache
+        self._lock, self._found = threading.Lock(), None
 
     def __str__(self) -> str:
         return str(self._source)
@@ -129,18 +136,26 @@ class Framed:
 
     def read(self, i: int, size: int) -> np.ndarray:
         """Image `i`, cut: grey uint8 [size, size]. Raises BrokenImage."""
-        return self._framed(i, size)[0]
+        film = self._source.read(i, _FINER * size)
+        return frame(film, self._lungs[i], self._how, size)[0]
 
     def read_mask(self, i: int, size: int) -> np.ndarray | None:
         """Lungs in the cut image, uint8 [size, size] of 0 and 255; None where none were found."""
-        return self._framed(i, size)[1]
+        lung = self._lungs[i]
+        return _lungs_within(lung, size) if lung.any() else None
 
-    def _framed(self, i: int, size: int) -> tuple[np.ndarray, np.ndarray | None]:
-        return frame(self._source.read(i, _FINER * size), self._lungs[i], self._how, size)
-
-    @functools.cached_property
+    @property
     def _lungs(self) -> np.ndarray:
-        """bool [N, SIDE, SIDE] of all films; blank for those that cannot be read."""
+        """bool [N, SIDE, SIDE] of all films; blank for those that cannot be read.
+
+        Sought when first asked for, by one of the threads that read films.
+        """
+        with self._lock:
+            if self._found is None:
+                self._found = self._search()
+            return self._found
+
+    def _search(self) -> np.ndarray:
 
         def compute() -> dict[str, np.ndarray]:
             return {"lungs": np.packbits(segment.masks(self._small()), axis=-1)}

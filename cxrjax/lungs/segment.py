@@ -43,7 +43,7 @@ def masks(images: np.ndarray, params: network.Params | None = None) -> np.ndarra
         return masks
 
     # In threads: one batch goes through the network while another's pieces are counted.
-    for k, part in enumerate(in_order(inside, -(-n // _BATCH), what="", unit="")):
+    for k, part in enumerate(in_order(inside, -(-n // _BATCH))):
         found[k * _BATCH : (k + 1) * _BATCH] = part
     return found
 

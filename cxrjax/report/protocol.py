@@ -74,7 +74,8 @@ def _input(contract: dict[str, Any]) -> str:
     if "image_size" not in contract:
         return ""
     size, channels = contract["image_size"], contract["channels"]
-    films = {"whole": "whole films"}.get(contract.get("frame", "whole"), contract.get("frame"))
+    frame = contract.get("frame", "whole")
+    films = "whole films" if frame == "whole" else frame
     return (
         f"{size} x {size} pixels, {films}, {channels} channel{'s' * (channels > 1)}, mean "
         f"{contract['mean']}, standard deviation {contract['std']}"
