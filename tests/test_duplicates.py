@@ -145,6 +145,13 @@ def test_the_blur_is_that_of_scipy(sigma: float) -> None:
     np.testing.assert_allclose(duplicates._blurred(films, sigma), expected, rtol=1e-4, atol=1e-3)
 
 
+def test_equal_pixels_are_exact_however_their_correlation_rounds() -> None:
+    films = [_film(seed, 64) for seed in range(40)]
+    found = find_duplicates(np.stack(films + films))
+    assert found.pairs.tolist() == [[i, i + 40] for i in range(40)]
+    assert found.exact.all() and (found.correlation == 1).all()
+
+
 def test_a_folder_of_copies_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_MOST_PAIRS", 10)
     with pytest.raises(UserError, match=r"copies of each other"):

@@ -16,7 +16,7 @@ from scipy.sparse import csgraph
 from cxrjax.errors import UserError
 from cxrjax.threads import in_order
 
-ALGORITHM = "phash-ac64-lcn-turned-4"  # part of the cache key: change it with anything below
+ALGORITHM = "phash-ac64-lcn-turned-5"  # part of the cache key: change it with anything below
 
 # Chosen by eye on pairs of the COVID-19 Radiography Database (see tests for the recall on copies).
 # All chest films resemble each other at large scales, so what is compared is fine detail (ribs,
@@ -119,8 +119,11 @@ def _described(
 
 
 def _once(pairs: np.ndarray, correlation: np.ndarray, exact: np.ndarray) -> Duplicates:
-    """Each pair once, sorted, at the turn of its highest correlation."""
-    order = np.lexsort([-correlation, pairs[:, 1], pairs[:, 0]])
+    """Each pair once, sorted, at the turn of its highest correlation; of equal pixels as such.
+
+    Their correlation is rounded to a little above 1 where it is computed once more.
+    """
+    order = np.lexsort([-correlation, ~exact, pairs[:, 1], pairs[:, 0]])
     pairs = pairs[order]
     first = np.ones(len(pairs), bool)
     first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
