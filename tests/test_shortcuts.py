@@ -71,6 +71,21 @@ def test_a_reader_of_both_lies_between(films):
     assert score["low"] > 0.5
 
 
+def test_a_score_for_each_view_it_can_rest_on(films):
+    """The grey of flat lungs is their mean, and the spot shifts it: only black lungs hide that."""
+    found = measured(films, SPOT, resamples=400)
+    assert set(found["scores"]) == {"without_lungs", "flat_lungs"}
+    assert found["scores"]["without_lungs"] == found["score"]
+    assert found["score"]["high"] < 0.1 and found["scores"]["flat_lungs"]["low"] > 0.5
+    views = found["views"]
+    kept = [views[name]["auroc"]["value"] - 0.5 for name in ("intact", "flat_lungs")]
+    assert found["scores"]["flat_lungs"]["value"] == pytest.approx(kept[1] / kept[0])
+    # Cut to the lungs alone, a film with black ones is black: no score rests on that.
+    cut = measured(films, SPOT, without="flat_lungs", resamples=400)
+    assert cut["scores"] == {"flat_lungs": cut["score"]}
+    assert cut["score"] == found["scores"]["flat_lungs"]
+
+
 def test_a_network_at_chance_has_no_score(films):
     score = measured(films, lambda images: np.full((len(images), 3), 1 / 3))["score"]
     assert score == {"value": None, "low": None, "high": None, "n": N}

@@ -158,7 +158,8 @@ def measure(
       intact: probabilities [N, K] of the images as they are, where they are known.
     Returns:
       `views`: by name accuracy, balanced_accuracy and auroc, each {value, low, high, n}; `score`;
-      `without`.
+      `without`; `scores`: the same by view for all that it can rest on, `without` and, where it is
+      among the views, flat_lungs, which networks of any `data.frame` can be compared by.
     """
     probabilities = {"intact": predict(images) if intact is None else intact}
     for name in log.progress(views, total=len(views), what="shortcuts", unit="views"):
@@ -169,12 +170,18 @@ def measure(
         name: metrics.evaluate(labels, p, classes, groups, resamples=resamples)
         for name, p in probabilities.items()
     }
+    resting_on = {
+        name: shortcut_score(
+            labels, probabilities["intact"], probabilities[name], groups, resamples
+        )
+        for name in probabilities
+        if name in (without, "flat_lungs")
+    }
     return {
         "views": {name: {key: found[key] for key in kept} for name, found in scores.items()},
-        "score": shortcut_score(
-            labels, probabilities["intact"], probabilities[without], groups, resamples
-        ),
+        "score": resting_on[without],
         "without": without,
+        "scores": resting_on,
     }
 
 
