@@ -52,13 +52,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     },
     "corrected": {},
 }
-QUICK = {
-    "data.name": "phantom",
-    "data.classes": "",
-    "data.image_size": 96,
-    "data.phantom.count": 400,
-    "model.weights": "none",
-}
 _FEWEST = 100  # images of a source that is held out
 
 
@@ -99,7 +92,7 @@ def _run(argv: Sequence[str]) -> int:
     if unknown := set(named) - set(NETWORKS):
         raise UserError(f"--networks holds {min(unknown)!r}; give some of {','.join(NETWORKS)}.")
     keys = [key for key in PRINTED if key in named or (key == FINAL and longer)]
-    shared = (QUICK if arguments.quick else {}) | cli.parse_overrides(rest)
+    shared = (reproduction.PHANTOMS if arguments.quick else {}) | cli.parse_overrides(rest)
 
     for key in keys:
         own = shared | {"train.epochs": longer if key == FINAL else epochs}
@@ -172,7 +165,9 @@ def _finish(root: Path, keys: Sequence[str], sources: Sequence[str], quick: bool
             for protocol, of in results.items()
         },
         "shortcuts": final["audit"].get("shortcuts"),
-        "sources_held_out": {source: _held_out(root, source) for source in sources},
+        "sources_held_out": {
+            source: reproduction.held_out(root / "without_source" / source) for source in sources
+        },
         "pairs": pairs,
         "decision": {key: decision[key] for key in ("disease", "report", "corrected", "xray")},
         "epochs": {p: {k: r["epochs"] for k, r in of.items()} for p, of in results.items()},
@@ -220,19 +215,6 @@ def rows_of(key: str, results: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         recalls = [part["per_class"][name]["recall"] for part in (there, here)]
         rows.append(Row(what, f"recall {name}", told.get(name), *recalls))
     return rows
-
-
-def _held_out(root: Path, source: str) -> dict[str, Any]:
-    """Recall of the classes that the source has, and the same of the run's own validation split."""
-    result = reproduction.read(root / "without_source" / source / "result.json")
-    parts = {split: result[split]["per_class"] for split in ("test", "validation")}
-    there = [name for name, figures in parts["test"].items() if figures["support"]]
-    return {
-        "n": result["n"]["test"],
-        "recall": {name: parts["test"][name]["recall"] for name in there},
-        "recall_on_validation": {name: parts["validation"][name]["recall"] for name in there},
-        "verdict": result["verdict"],
-    }
 
 
 if __name__ == "__main__":

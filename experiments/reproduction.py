@@ -1,16 +1,17 @@
 """Rows of a reproduction: our figure with its interval beside the report's.
 
-What the scripts of the two reports share: running cxrjax's commands one after the other, reading
-what they left behind, and writing the rows as JSON, as a figure and into experiments/README.md.
+What the scripts that train runs share: running cxrjax's commands one after the other, reading what
+they left behind, and writing it as JSON, as a figure and as a table into experiments/README.md.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,15 @@ HERE = Path(__file__).resolve().parent
 README = HERE / "README.md"
 
 Metric = Mapping[str, Any]  # value, low, high (95 % interval), n
-_UNKNOWN = {"value": None, "low": None, "high": None}
+UNKNOWN = {"value": None, "low": None, "high": None}
+# In place of the radiography set's four classes; random weights, since there may be no others.
+PHANTOMS = {
+    "data.name": "phantom",
+    "data.classes": "",
+    "data.image_size": 96,
+    "data.phantom.count": 400,
+    "model.weights": "none",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,23 @@ def trained(folder: Path) -> tuple[dict[str, Any], float]:
     return share(round(last["accuracy"] * n), n), last["loss"]
 
 
+def held_out(folder: Path) -> dict[str, Any]:
+    """Recall of the classes that the source a run held out has, and on its own validation split.
+
+    Args:
+      folder: of a run with `data.hold_out_source`, finished.
+    """
+    result = read(folder / "result.json")
+    parts = {split: result[split]["per_class"] for split in ("test", "validation")}
+    there = [name for name, figures in parts["test"].items() if figures["support"]]
+    return {
+        "n": result["n"]["test"],
+        "recall": {name: parts["test"][name]["recall"] for name in there},
+        "recall_on_validation": {name: parts["validation"][name]["recall"] for name in there},
+        "verdict": result["verdict"],
+    }
+
+
 def write(
     name: str, title: str, rows: Sequence[Row], more: Mapping[str, Any], quick: bool
 ) -> tuple[Path, Path]:
@@ -98,17 +124,35 @@ def write(
     Args:
       title: of the figure and of the table.
       more: what belongs to the rows: verdicts, findings, commands, device.
+      quick: see `publish`.
+    """
+    content = {"rows": [asdict(row) for row in rows], **more}
+    return publish(name, content, functools.partial(draw, title, rows), table(rows), quick)
+
+
+def publish(
+    name: str,
+    content: Mapping[str, Any],
+    picture: Callable[[Path], None],
+    text: str,
+    quick: bool,
+) -> tuple[Path, Path]:
+    """Writes results/NAME.json and .png, and the table of that name in experiments/README.md.
+
+    Args:
+      picture: writes the PNG.
+      text: the table, in Markdown.
       quick: written as NAME-quick, and the README is left alone: phantoms reproduce nothing.
     """
     stem = name + ("-quick" if quick else "")
     results = HERE / "results"
     results.mkdir(exist_ok=True)
-    data, picture = results / f"{stem}.json", results / f"{stem}.png"
-    log.write_json(data, {"rows": [asdict(row) for row in rows], **more})
-    draw(title, rows, picture)
+    data, image = results / f"{stem}.json", results / f"{stem}.png"
+    log.write_json(data, content)
+    picture(image)
     if not quick:
-        _into_readme(name, table(rows))
-    return data, picture
+        _into_readme(name, text)
+    return data, image
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -119,13 +163,14 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         told = "" if row.report is None else f"{row.report:.2f}".removeprefix("0")
-        ours = [_cell(metric) for metric in (row.as_report, row.corrected)]
+        ours = [cell(metric) for metric in (row.as_report, row.corrected)]
         lines.append(f"| {row.what} | {row.figure} | {told} | {ours[0]} | {ours[1]} |")
     return "\n".join(lines)
 
 
-def _cell(metric: Metric | None) -> str:
-    return "" if metric is None else f"{interval(metric)} n={metric['n']}"
+def cell(metric: Metric | None, absent: str = "") -> str:
+    """A figure with its interval and n as it stands in a table; `absent` where there is none."""
+    return absent if metric is None else f"{interval(metric)} n={metric['n']}"
 
 
 def _into_readme(name: str, text: str) -> None:
@@ -147,7 +192,7 @@ def draw(title: str, rows: Sequence[Row], path: Path) -> None:
     names = [f"{row.what}: {row.figure}" for row in rows]
     columns = {"as the report did it": "as_report", "corrected": "corrected"}
     for k, (told, column) in enumerate(columns.items()):
-        entries = [getattr(row, column) or _UNKNOWN for row in rows]
+        entries = [getattr(row, column) or UNKNOWN for row in rows]
         shown = dict(zip(names, entries, strict=True))
         plotting.interval_rows(axes, shown, k, told, 0.15 - 0.3 * k)
     places = [len(rows) - 1 - i for i in range(len(rows))]

@@ -137,6 +137,10 @@ def test_what_the_best_of_many_is_worth():
         ("four_class_report", ["--networks", "densenet4,vgg"], "--networks holds 'vgg'"),
         ("four_class_report", ["--epochs", "-1"], "--epochs must be 1 or more"),
         ("four_class_report", ["--quick", "--config.no.field=1"], "config field no.field"),
+        ("robustness", ["--recipes", "plain,vgg"], "--recipes holds 'vgg'"),
+        ("robustness", ["--epochs", "0"], "--epochs must be 1 or more"),
+        ("robustness", ["--sources", "a,,b"], "--sources 'a,,b' holds an empty name"),
+        ("robustness", ["--quick", "--recipe=plain"], "unknown argument --recipe=plain"),
     ],
 )
 def test_bad_input_is_one_sentence(script, arguments, told, tmp_path):

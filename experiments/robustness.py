@@ -1,0 +1,279 @@
+"""What lowers the shortcut score of a classifier, at what cost, and how it does on other films.
+
+CXRJAX_DATA=COVID-19_Radiography_Dataset.zip CXRJAX_WEIGHTS=weights/ \\
+    python experiments/robustness.py [--recipes plain,lungs_box]
+python experiments/robustness.py --quick        # phantoms, random weights: minutes
+
+MobileNetV2 from ImageNet weights on the four classes, the last 20 layers trained, by each recipe:
+
+- plain: films as they are;
+- augmented: shifted, turned, magnified, of another tone, rimmed by a random grey;
+- lungs_box: films cut to the square around the lungs;
+- lungs_only: all but the lungs black as well;
+- lungs_only_augmented: both, less the rim.
+
+Of each a run on the ordinary split and its audit, then one run for each source of images that is
+held out. The two shortcut scores are what the AUROC keeps above chance when the lungs are black and
+when they are of one grey. Where all else is black already only the second means anything, so that
+is the one to compare recipes by; it leaves more to go by, outline and mean grey of the lungs.
+
+Choose a recipe by its accuracy on validation, which is in the JSON, and its shortcut score. Scores
+and views can only be those of the test split. A run reads that once; the audit, for its views, once
+more, and the ledger of looks holds both.
+
+Everything is a run of cxrjax's own commands in --workdir; what is finished there is not run again,
+and results are written after each run. Other settings for all runs: --config.field=value. Writes
+results/robustness.json and .png, and the table in README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import reproduction
+from reproduction import HERE, UNKNOWN, cell
+
+from cxrjax import cli, log, plotting
+from cxrjax.errors import UserError
+from cxrjax.verdict import CONFOUNDED_ABOVE
+
+CONFIG = HERE.parent / "configs" / "mobilenet4.py"
+SIZE = {"data.image_size": 128}
+_CHANGED = {
+    "augment.shift": 0.1,
+    "augment.rotation": 10,
+    "augment.zoom": 0.15,
+    "augment.gamma": 0.5,
+    "cache.views": 4,  # so that frozen layers still run once for each image and view
+}
+# Geometry and tone leave black surroundings black; a rim of grey around them would lie in no film.
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "augmented": {**_CHANGED, "augment.border": 0.1},
+    "lungs_box": {"data.frame": "lungs_box"},
+    "lungs_only": {"data.frame": "lungs_only"},
+    "lungs_only_augmented": {"data.frame": "lungs_only", **_CHANGED},
+}
+# Views that a shortcut score rests on, as the table and the figure call them.
+SCORES = {"without_lungs": "lungs black", "flat_lungs": "lungs one grey"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--quick", action="store_true", help="phantoms instead of X-rays")
+    parser.add_argument(
+        "--recipes",
+        metavar="NAMES",
+        default=",".join(RECIPES),
+        help="with commas between them, of %(default)s (default: all)",
+    )
+    parser.add_argument("--epochs", type=int, help="of each run (default 10; quick: 2)")
+    parser.add_argument(
+        "--sources",
+        metavar="NAMES",
+        help="to hold out in turn, with commas between them, or none (default "
+        "ieee8023,rsna-jpeg; quick: none, all phantoms are of one)",
+    )
+    parser.add_argument("--workdir", type=Path, help="default runs/robustness[-quick]")
+    return parser
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments, rest = _parser().parse_known_args(argv)
+    quick = arguments.quick
+    root = arguments.workdir or Path("runs", "robustness" + ("-quick" if quick else ""))
+    epochs = arguments.epochs
+    epochs = (2 if quick else 10) if epochs is None else epochs
+    if epochs < 1:
+        raise UserError("--epochs must be 1 or more.")
+    named = arguments.recipes.split(",")
+    if unknown := set(named) - set(RECIPES):
+        raise UserError(f"--recipes holds {min(unknown)!r}; give some of {','.join(RECIPES)}.")
+    asked = arguments.sources
+    asked = ("none" if quick else "ieee8023,rsna-jpeg") if asked is None else asked
+    sources = [] if asked == "none" else asked.split(",")
+    if "" in sources:
+        raise UserError(f"--sources {asked!r} holds an empty name; give NAME,NAME or none.")
+    shared = SIZE | (reproduction.PHANTOMS if quick else {})
+    shared |= {"train.epochs": epochs} | cli.parse_overrides(rest)
+    chosen = {name: own | shared for name, own in RECIPES.items() if name in named}
+
+    done: dict[str, dict[str, Any]] = {}
+    for recipe, overrides in chosen.items():
+        folder = root / recipe / "ordinary"
+        _train(folder, overrides)
+        _audit(folder)
+        done[recipe] = overrides
+        written = _write(root, done, sources, quick)
+    for source in sources:
+        for recipe, overrides in chosen.items():
+            folder = _without(root, recipe, source)
+            _train(folder, overrides | {"data.hold_out_source": source})
+            written = _write(root, done, sources, quick)
+    told = reproduction.read(written[0])["recipes"]
+    log.say(table(told, sources))
+    for recipe, of in told.items():
+        log.say(f"{recipe}: {of['verdict']}")
+    log.say(f"see {written[0]} and {written[1]}")
+    return 0
+
+
+def _train(folder: Path, overrides: Mapping[str, Any]) -> None:
+    fields = reproduction.settings(overrides)
+    reproduction.run("main", "--config", str(CONFIG), "--workdir", str(folder), *fields)
+
+
+def _audit(folder: Path) -> None:
+    """Measures every view of a run's test split, unless that has been done: it is a look at it."""
+    found = reproduction.read(folder / "result.json")["audit"].get("shortcuts") or {}
+    if "flat_lungs" not in found.get("scores", {}) or "lungs_only" not in found["views"]:
+        reproduction.run("audit", "--workdir", str(folder))
+
+
+def _without(root: Path, recipe: str, source: str) -> Path:
+    return root / recipe / "without_source" / source
+
+
+def _write(
+    root: Path, done: Mapping[str, Mapping[str, Any]], sources: Sequence[str], quick: bool
+) -> tuple[Path, Path]:
+    """What the finished runs say, as JSON, figure and table.
+
+    Args:
+      done: recipes of which the ordinary run is finished, with their settings.
+    """
+    told = {name: told_of(root, name, overrides, sources) for name, overrides in done.items()}
+    last = reproduction.read(root / next(reversed(told)) / "ordinary" / "result.json")
+    content = {
+        "recipes": told,
+        "sources": list(sources),
+        **{key: last[key] for key in ("classes", "device", "versions")},
+    }
+    picture = functools.partial(draw, told, sources)
+    return reproduction.publish("robustness", content, picture, table(told, sources), quick)
+
+
+def told_of(
+    root: Path, recipe: str, overrides: Mapping[str, Any], sources: Sequence[str]
+) -> dict[str, Any]:
+    """What a recipe's ordinary run, its audit and those of its other runs that are finished say."""
+    result = reproduction.read(root / recipe / "ordinary" / "result.json")
+    shortcuts = result["audit"]["shortcuts"]
+    held_out = {}
+    for source in sources:
+        folder = _without(root, recipe, source)
+        if (folder / "result.json").is_file():
+            held_out[source] = reproduction.held_out(folder)
+    return {
+        "overrides": dict(overrides),
+        **{key: result["test"][key] for key in ("accuracy", "macro_f1")},
+        "validation": {key: result["validation"][key] for key in ("accuracy", "macro_f1")},
+        "shortcut_scores": shortcuts["scores"],
+        **{key: shortcuts[key] for key in ("views", "lungs")},
+        "held_out": held_out,
+        **{
+            key: result[key]
+            for key in ("verdict", "seconds", "epochs", "best_epoch", "n", "test_looks")
+        },
+    }
+
+
+def table(told: Mapping[str, Mapping[str, Any]], sources: Sequence[str]) -> str:
+    """The recipes in Markdown, a row each; `-` for what was not run or means nothing."""
+    columns = [
+        "recipe",
+        "accuracy",
+        *(f"shortcut score ({what})" for what in SCORES.values()),
+        "lungs-only AUROC",
+        *(f"recall on {source}" for source in sources),
+    ]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for recipe, of in told.items():
+        cells = [
+            recipe,
+            cell(of["accuracy"]),
+            *(cell(of["shortcut_scores"].get(view), "-") for view in SCORES),
+            cell(of["views"]["lungs_only"]["auroc"]),
+            *(_recalls(of["held_out"].get(source)) for source in sources),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _recalls(held_out: Mapping[str, Any] | None) -> str:
+    """E.g. `COVID .70 [.65, .74] n=90 (validation .92 [.90, .95] n=250)` for each class there."""
+    if held_out is None:
+        return "-"
+    seen = held_out["recall_on_validation"]
+    found = held_out["recall"].items()
+    return "; ".join(
+        f"{name} {cell(there)} (validation {cell(seen[name])})" for name, there in found
+    )
+
+
+def draw(told: Mapping[str, Mapping[str, Any]], sources: Sequence[str], path: Path) -> None:
+    """Accuracy against shortcut score, a point for each recipe; recall on sources held out."""
+    rows = list(
+        dict.fromkeys(
+            (source, name)
+            for source in sources
+            for of in told.values()
+            for name in of["held_out"].get(source, {}).get("recall", {})
+        )
+    )
+    heights = [3.2] + ([0.7 + (0.15 + 0.13 * len(told)) * len(rows)] if rows else [])
+    figure = plotting.new_figure(sum(heights))
+    panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for k, (recipe, of) in enumerate(told.items()):
+        for view in SCORES:
+            filled = view == "flat_lungs"
+            style = {"mfc": None if filled else "white", "label": recipe if filled else None}
+            _point(panels[0], of["shortcut_scores"].get(view, UNKNOWN), of["accuracy"], k, style)
+    panels[0].axvline(CONFOUNDED_ABOVE, color="0.7", lw=1, ls="--")
+    x = "shortcut score: filled, lungs one grey; hollow, lungs black; 95 % intervals"
+    plotting.dress(panels[0], "Accuracy and shortcut score by recipe", x, "test accuracy")
+    if rows:
+        for k, (recipe, of) in enumerate(told.items()):
+            parts = {source: of["held_out"].get(source, {}).get("recall", {}) for source in sources}
+            entries = {f"{s}: {name}": parts[s].get(name, UNKNOWN) for s, name in rows}
+            shift = 0.3 - 0.6 * k / max(1, len(told) - 1)
+            plotting.interval_rows(panels[1], entries, k, recipe, shift)
+        panels[1].grid(axis="x", alpha=0.3)
+        plotting.dress(panels[1], "Sources held out", "recall there, 95 % intervals")
+    plotting.save(figure, path)
+
+
+def _point(
+    axes: Any, x: Mapping[str, Any], y: Mapping[str, Any], k: int, style: Mapping[str, Any]
+) -> None:
+    """Two figures as one mark with both intervals, in the look of the k-th recipe."""
+    (right, left_right), (up, down_up) = plotting.reach([x]), plotting.reach([y])
+    axes.errorbar(
+        right,
+        up,
+        xerr=left_right,
+        yerr=down_up,
+        color=plotting.COLOURS[k],
+        marker=plotting.MARKERS[k],
+        ms=5,
+        lw=0,
+        elinewidth=1,
+        **style,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
