@@ -51,7 +51,8 @@ _CHANGED = {
     "augment.gamma": 0.5,
     "cache.views": 4,  # so that frozen layers still run once for each image and view
 }
-# Geometry and tone leave black surroundings black; a rim of grey around them would lie in no film.
+# Geometry and tone leave black surroundings black, but where lungs reach the edge of a film: what
+# is moved in repeats that edge. A rim of grey around black would be in no film.
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "augmented": {**_CHANGED, "augment.border": 0.1},
@@ -246,13 +247,15 @@ def draw(told: Mapping[str, Mapping[str, Any]], sources: Sequence[str], path: Pa
     x = "shortcut score: filled, lungs one grey; hollow, lungs black; 95 % intervals"
     plotting.dress(panels[0], "Accuracy and shortcut score by recipe", x, "test accuracy")
     if rows:
-        for k, (recipe, of) in enumerate(told.items()):
+        for k, of in enumerate(told.values()):
             parts = {source: of["held_out"].get(source, {}).get("recall", {}) for source in sources}
             entries = {f"{s}: {name}": parts[s].get(name, UNKNOWN) for s, name in rows}
             shift = 0.3 - 0.6 * k / max(1, len(told) - 1)
-            plotting.interval_rows(panels[1], entries, k, recipe, shift)
+            plotting.interval_rows(panels[1], entries, k, shift=shift)
         panels[1].grid(axis="x", alpha=0.3)
-        plotting.dress(panels[1], "Sources held out", "recall there, 95 % intervals")
+        plotting.dress(
+            panels[1], "Sources held out, recipes as above", "recall there, 95 % intervals"
+        )
     plotting.save(figure, path)
 
 
