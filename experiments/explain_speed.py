@@ -27,7 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--peer-python", default=sys.executable, help="has torch and grad-cam")
     parser.add_argument("--network", choices=("densenet121", "mobilenetv2"), default="densenet121")
-    parser.add_argument("--images", type=int, default=800, help="report B's test split")
+    parser.add_argument("--images", type=int, default=200, help="report B's test split")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=2, help="every class gets its map")
     parser.add_argument("--batch", type=int, default=32)

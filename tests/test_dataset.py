@@ -15,6 +15,7 @@ from scipy.stats.contingency import association
 from cxrjax import config as configuration
 from cxrjax.data import __main__ as command
 from cxrjax.data import dataset, duplicates, ledger
+from cxrjax.data import images as pictures
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.splits import SPLITS, digest
@@ -137,6 +138,30 @@ def test_duplicates_follow_the_images_that_were_kept(tmp_path, monkeypatch):
         kept.unlink()
     with pytest.raises(UserError, match=r"no longer is \(damaged\)"):
         dataset.find_duplicates(source, most.store)
+
+
+@pytest.mark.parametrize("frame", ["whole", "lungs_box"])
+def test_films_are_decoded_for_copies_only_where_a_store_is_at_hand(tmp_path, monkeypatch, frame):
+    phantoms, decoded = PhantomSource(40, 0, 0.0, 0.3, 0.0), []
+    for i, record in enumerate(phantoms.records):
+        path = tmp_path / "own" / phantoms.classes[record.label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(phantoms.read(i, 80)).save(path)
+    decode = pictures.decode
+    monkeypatch.setattr(pictures, "decode", lambda *a: decoded.append(a[1]) or decode(*a))
+    own = {"name": "folder", "dir": str(tmp_path / "own"), "image_size": 48, "frame": frame}
+    config = _config(tmp_path, **own)
+    at_once = dataset.prepare(config)
+    # Lungs are sought at a size of their own, of films not decoded before.
+    assert len(decoded) == 40 if frame == "whole" else len(decoded) <= 80
+    for kept in at_once.store.root.parent.glob("duplicates-*.npz"):
+        kept.unlink()
+    decoded.clear()
+    again = dataset.prepare(config)
+    assert len(decoded) == 40
+    assert len(at_once.copies.pairs) > 3
+    for one, other in zip(at_once.copies, again.copies, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_file_names_outside_unicode(tmp_path):

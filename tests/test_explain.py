@@ -112,8 +112,9 @@ def test_differences_of_no_classes_are_refused():
     np.testing.assert_array_equal(targets.difference(2, 0, 4), [-1, 0, 1, 0])
 
 
+@pytest.mark.parametrize("network", ["mobilenetv2", "densenet121"])
 @pytest.mark.parametrize("name", ["GradCAM", "GradCAMPlusPlus", "HiResCAM", "LayerCAM"])
-def test_maps_equal_those_of_pytorch_grad_cam(name, tmp_path):
+def test_maps_equal_those_of_pytorch_grad_cam(name, network, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     grad_cam = pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed")
     model_targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets")
@@ -123,19 +124,19 @@ def test_maps_equal_those_of_pytorch_grad_cam(name, tmp_path):
         "HiResCAM": "hires_cam",
         "LayerCAM": "layer_cam",
     }[name]
-    model, parts, recipe, pixels = torch_and_ours(torch, tmp_path)
+    model, last, parts, recipe, pixels = torch_and_ours(torch, network, tmp_path)
     wanted = targets.default(4)
     found = explain(recipe, ours, None, parts[1], parts[2], pixels, wanted)[1]
     x = (pixels[..., None] / 255 - np.asarray(recipe.mean)) / np.asarray(recipe.std)
     x = torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float32)
     for k in range(4):
-        with getattr(grad_cam, name)(model=model, target_layers=[model.features[-1]]) as cam:
+        with getattr(grad_cam, name)(model=model, target_layers=[last]) as cam:
             cam.activations_and_grads(x)
             raw = cam.forward  # fills activations and gradients
             raw(x, [model_targets.ClassifierOutputTarget(k)] * len(x))
             theirs = cam.get_cam_image(
                 x,
-                model.features[-1],
+                last,
                 [model_targets.ClassifierOutputTarget(k)] * len(x),
                 cam.activations_and_grads.activations[-1].numpy(),
                 cam.activations_and_grads.gradients[-1].numpy(),
@@ -145,27 +146,37 @@ def test_maps_equal_those_of_pytorch_grad_cam(name, tmp_path):
         np.testing.assert_allclose(found[:, k], theirs, atol=1e-4 * np.abs(theirs).max())
 
 
-def torch_and_ours(torch, folder):
-    """MobileNetV2 of torchvision with random weights and a linear head, and ours of its tensors."""
+def torch_and_ours(torch, name, folder):
+    """A network of torchvision with random weights and a linear head, the layer whose maps are
+    explained, and ours of its tensors."""
     torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
     torch.manual_seed(0)
-    model = torchvision.models.mobilenet_v2(weights=None, num_classes=4).eval()
+    make = {
+        "mobilenetv2": torchvision.models.mobilenet_v2,
+        "densenet121": torchvision.models.densenet121,
+    }[name]
+    model = make(weights=None, num_classes=4).eval()
     torch.save(model.state_dict(), folder / "w.pth")
     assert convert.main([str(folder / "w.pth"), str(folder / "w.npz")]) == 0
-    tensors, metadata = weights.load_tensors(folder / "w.npz", "mobilenetv2")
+    tensors, metadata = weights.load_tensors(folder / "w.npz", name)
     contract = metadata["contract"]
     settings = config.default()
-    settings.model.name = "mobilenetv2"
+    settings.model.name = name
     ours = classifier.build(settings.model, n_classes=4, contract=contract)
     graphdef, params, stats = classifier.split(ours)
     params, stats = weights.assign(params, stats, tensors)
-    linear = model.classifier[1]
+    last, linear = model.features[-1], model.classifier
+    if name == "mobilenetv2":
+        linear = model.classifier[1]
+    else:  # its forward pass calls the last ReLU as a function; ours explains the maps behind it
+        last, pool = torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+        model = torch.nn.Sequential(model.features, last, pool, torch.nn.Flatten(), linear).eval()
     params["head"]["logits"] = {
         "kernel": jnp.asarray(linear.weight.detach().numpy().T),
         "bias": jnp.asarray(linear.bias.detach().numpy()),
     }
     recipe = recipe_of(graphdef, 4, tuple(contract["mean"]), tuple(contract["std"]))
-    return model, (graphdef, params, stats), recipe, images(2, 64)
+    return model, last, (graphdef, params, stats), recipe, images(2, 64)
 
 
 def test_maps_equal_those_of_the_keras_tutorial(tmp_path):

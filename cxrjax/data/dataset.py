@@ -21,7 +21,7 @@ from cxrjax.data.images import BrokenImage
 from cxrjax.data.kept import kept
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.radiography import open_radiography
-from cxrjax.data.sources import Record, Source, choose_classes
+from cxrjax.data.sources import FileSource, Record, Source, choose_classes
 from cxrjax.data.store import Store, open_store
 from cxrjax.errors import UserError
 from cxrjax.runtime import cache_root
@@ -58,7 +58,7 @@ def prepare(config: Config) -> Dataset:
       UserError: for missing or broken data, classes too small for the splits, a full disk.
     """
     settings: Any = config.data
-    source, cache = _HashedOnce(open_source(settings)), cache_root(settings.cache)
+    source, cache = _ReadOnce(open_source(settings)), cache_root(settings.cache)
     framed = source if settings.frame == WHOLE else Framed(source, settings.frame, cache)
     store = open_store(framed, settings.image_size, cache, settings.skip_broken)
     n = len(store.labels)
@@ -170,17 +170,27 @@ class SelectedClasses:
         return self._source.read_mask(self._kept[i], size)
 
 
-class _HashedOnce:
-    """A source that remembers its fingerprint: computing it reads every file."""
+class _ReadOnce:
+    """A source that remembers what reading files gave: its fingerprint, and each film it decoded
+    at the small size at which copies are sought, whatever the size it was asked for."""
 
     def __init__(self, source: Source):
         self.classes, self.records = source.classes, source.records
-        self.read, self.read_mask = source.read, source.read_mask
+        self.read_mask = source.read_mask
         self.fingerprint = functools.cache(source.fingerprint)
-        self._name = str(source)
+        self._source = source
+        self._small: dict[int, np.ndarray] = {}
 
     def __str__(self) -> str:
-        return self._name
+        return str(self._source)
+
+    def read(self, i: int, size: int) -> np.ndarray:
+        if size == duplicates.THUMBNAIL and i in self._small:
+            return self._small[i]
+        if not isinstance(self._source, FileSource):  # drawn, at each size in its own way
+            return self._source.read(i, size)
+        film, self._small[i] = self._source.read_sizes(i, (size, duplicates.THUMBNAIL))
+        return film
 
 
 def find_duplicates(source: Source, store: Store, *, whole: bool = True) -> duplicates.Duplicates:

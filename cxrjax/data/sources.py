@@ -113,8 +113,13 @@ class FileSource:
 
     def read(self, i: int, size: int) -> np.ndarray:
         """Image `i`, grey uint8 [size, size], resized with antialiasing. Raises BrokenImage."""
+        return self.read_sizes(i, (size,))[0]
+
+    def read_sizes(self, i: int, sizes: Sequence[int]) -> list[np.ndarray]:
+        """As `read`, once for each size, decoded once for all. Raises BrokenImage."""
         name = self.records[i].name
-        return images.resize(images.decode(self._files.read(self._root + name), name), size)
+        film = images.decode(self._files.read(self._root + name), name)
+        return [images.resize(film, size) for size in sizes]
 
     def header(self, i: int) -> images.Header:
         """How the file of image `i` is stored. Raises BrokenImage."""
