@@ -28,6 +28,11 @@ class Settings(NamedTuple):
     class_weights: jax.Array  # float32 [K]
     seed: jax.Array  # int32 [], of augmentation and dropout
     steps_per_epoch: jax.Array  # int32 []
+    # float32 [] each; None is off, and the step is compiled without it.
+    warmup_steps: jax.Array | None = None  # this and the next: see `optim.rate_factor`
+    decay_steps: jax.Array | None = None
+    backbone_rate: jax.Array | None = None  # see `learning_rates`
+    label_smoothing: jax.Array | None = None  # see `losses.cross_entropy`
 
 
 class TrainState(NamedTuple):
@@ -40,6 +45,20 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32 [], steps taken since the start
     totals: dict[str, jax.Array]  # sums over the epoch so far, see `no_totals`
     settings: Settings
+
+    def held(self) -> dict[str, Any]:
+        """The state as checkpoints have it: dicts in which what is off has no name, so that those
+        of versions without the option stay readable. `restored` undoes it."""
+        return _held(self) | {"settings": _held(self.settings)}
+
+    @classmethod
+    def restored(cls, held: dict[str, Any]) -> TrainState:
+        """The state of what `held` returned."""
+        return cls(**{**held, "settings": Settings(**held["settings"])})
+
+
+def _held(fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields._asdict().items() if value is not None}
 
 
 class Recipe(NamedTuple):
@@ -110,7 +129,7 @@ def train_step(
         after = recipe.stage if "maps" in batch else None
         maps = model.features(inputs, train_layers=recipe.train_layers, after=after)
         logits = model.classify(maps, train=True, key=dropout_key, rate=settings.dropout)
-        per_example = losses.cross_entropy(logits, batch["label"])
+        per_example = losses.cross_entropy(logits, batch["label"], settings.label_smoothing)
         # As Keras averages: class weights scale the sum, the divisor is the number of examples.
         data_loss = jnp.sum(per_example * weight) / jnp.maximum(jnp.sum(batch["mask"]), 1)
         return data_loss + _l2_penalty(settings.l2, params["head"]), (
@@ -125,7 +144,10 @@ def train_step(
         state.params
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    scaled = jax.tree.map(lambda update: settings.learning_rate * update, updates)
+    scaled = {
+        part: jax.tree.map(lambda update, rate=rate: rate * update, updates[part])
+        for part, rate in learning_rates(settings, state.step).items()
+    }
     next_state = TrainState(
         params=optax.apply_updates(state.params, scaled),
         frozen=state.frozen,
@@ -136,6 +158,22 @@ def train_step(
         settings=settings,
     )
     return next_state, loss
+
+
+def learning_rates(settings: Settings, step: jax.Array) -> dict[str, jax.Array]:
+    """Learning rate of the head and of the backbone, float32 [] each, at a step.
+
+    The backbone's may be a fraction of the head's: discriminative fine-tuning (Howard & Ruder 2018,
+    arXiv 1801.06146) with two groups of layers.
+
+    Args:
+      step: int32 [], steps taken before.
+    """
+    rate = settings.learning_rate
+    if settings.warmup_steps is not None or settings.decay_steps is not None:
+        rate = rate * optim.rate_factor(step, settings.warmup_steps, settings.decay_steps)
+    backbone = rate if settings.backbone_rate is None else rate * settings.backbone_rate
+    return {"backbone": backbone, "head": rate}
 
 
 def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -238,6 +238,78 @@ def test_accumulated_batches_make_the_step_of_their_mean_gradient():
     assert int(state.step) == 2
 
 
+def test_what_is_off_has_no_name_in_a_checkpoint():
+    """Those of versions without the options are read into the same names."""
+    _, state, _ = make(small_config())
+    held = state.held()
+    always = "learning_rate dropout l2 class_weights seed steps_per_epoch"
+    assert " ".join(held["settings"]) == always
+    assert " ".join(held) == "params frozen batch_stats opt_state step totals settings"
+    on = state._replace(settings=state.settings._replace(warmup_steps=jnp.float32(3)))
+    assert " ".join(on.held()["settings"]) == f"{always} warmup_steps"
+    for one in (state, on):
+        again = step.TrainState.restored(one.held())
+        jax.tree.map(np.testing.assert_array_equal, again, one)
+
+
+def test_without_options_the_program_is_that_of_the_plain_formula(monkeypatch):
+    def program():
+        _, state, run = make(small_config())
+        return run.lower(state, make_batch()).as_text()
+
+    def plain_rates(settings, _):
+        return dict.fromkeys(("backbone", "head"), settings.learning_rate)
+
+    def plain_loss(logits, labels, _):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    ours = program()
+    monkeypatch.setattr(step, "learning_rates", plain_rates)
+    monkeypatch.setattr(step.losses, "cross_entropy", plain_loss)
+    assert program() == ours
+
+
+def sgd_moves(batches=1, *, accumulate=1, start=0, **options):
+    """How far SGD moves each parameter, with some settings replaced, from step `start` on."""
+    settings = small_config()
+    recipe, state, _ = make(settings)
+    tx = optim.optimizer("sgd", accumulate=accumulate)
+    numbers = {name: jnp.float32(value) for name, value in options.items()}
+    state = state._replace(
+        opt_state=tx.init(state.params),
+        step=jnp.int32(start),
+        settings=state.settings._replace(**numbers),
+    )
+    run, before = jax.jit(functools.partial(step.train_step, recipe, tx)), state.params
+    for _ in range(batches):
+        state, _ = run(state, make_batch())
+    return jax.tree.map(np.subtract, jax.device_get(state.params), jax.device_get(before))
+
+
+def assert_moves(moves, wanted):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), moves, wanted)
+
+
+def scaled(moves, factor):
+    return jax.tree.map(lambda move: np.float32(factor) * move, moves)
+
+
+def test_the_backbone_moves_by_its_own_rate():
+    plain, moves = sgd_moves(), sgd_moves(backbone_rate=0.25)
+    assert max(np.abs(move).max() for move in jax.tree.leaves(plain["backbone"])) > 1e-3
+    assert_moves(moves["head"], plain["head"])
+    assert_moves(moves["backbone"], scaled(plain["backbone"], 0.25))
+
+
+def test_a_step_moves_by_the_rate_of_the_schedule():
+    plain, lengths = sgd_moves(), {"warmup_steps": 4, "decay_steps": 12}
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, 4, 12)
+    for start in (0, 1, 4, 9):
+        assert_moves(sgd_moves(start=start, **lengths), scaled(plain, schedule(start)))
+    # Of accumulated batches, here the same thrice, the last one's factor counts.
+    assert_moves(sgd_moves(3, accumulate=3, **lengths), scaled(plain, schedule(2)))
+
+
 def test_rematerialisation_changes_nothing():
     recipe, state, _ = make(small_config())
     tx = optax.sgd(10.0)
@@ -272,4 +344,22 @@ def test_one_program_serves_all_settings():
     epochs = [later.settings._replace(steps_per_epoch=jnp.int32(n)) for n in (10, 5)]
     losses = [run(later._replace(settings=numbers), make_batch())[1] for numbers in epochs]
     assert losses[0] != losses[1]  # the second epoch augments anew
+    assert run._cache_size() == 1
+
+
+def test_one_program_serves_all_values_of_an_option_that_is_on():
+    _, state, run = make(small_config())
+    on = {"warmup_steps": 4, "decay_steps": 20, "backbone_rate": 0.5, "label_smoothing": 0.1}
+    numbers = state.settings._replace(**{name: jnp.float32(value) for name, value in on.items()})
+    for start, changes in (
+        (3, {"warmup_steps": 12}),
+        (8, {"decay_steps": 9, "backbone_rate": 0.25, "label_smoothing": 0.3}),
+    ):
+        now = state._replace(step=jnp.int32(start), settings=numbers)
+        first, _ = run(now, make_batch())
+        for name, value in changes.items():
+            other = numbers._replace(**{name: jnp.float32(value)})
+            after, _ = run(now._replace(settings=other), make_batch())
+            kernels = [s.params["backbone"]["conv4"]["kernel"] for s in (after, first)]
+            assert not np.array_equal(*kernels), name
     assert run._cache_size() == 1
