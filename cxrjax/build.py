@@ -127,6 +127,7 @@ def settings(config: Config, data: Dataset) -> step.Settings:
         decay_steps=switched(train.schedule == "cosine", train.epochs * steps),
         backbone_rate=switched(train.backbone_rate != 1, train.backbone_rate),
         label_smoothing=switched(train.label_smoothing > 0, train.label_smoothing),
+        ema=switched(train.ema > 0, train.ema),
     )
 
 
@@ -173,6 +174,7 @@ def init_state(
         step=jnp.zeros([], jnp.int32),
         totals=step.no_totals(recipe.n_classes),
         settings=settings,
+        average=None if settings.ema is None else copy_arrays((trainable, batch_stats)),
     )
 
 

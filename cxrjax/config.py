@@ -25,7 +25,13 @@ OPTIMIZERS = ("adam", "adamax", "sgd")
 CLASS_WEIGHTS = ("none", "balanced")
 SCHEDULES = ("constant", "cosine")
 # Off by default; the step is then compiled without them. No peer of the bench has them.
-TRAIN_OPTIONS = ("train.schedule", "train.warmup", "train.backbone_rate", "train.label_smoothing")
+TRAIN_OPTIONS = (
+    "train.schedule",
+    "train.warmup",
+    "train.backbone_rate",
+    "train.label_smoothing",
+    "train.ema",
+)
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -257,6 +263,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.warmup": (0, _HUGE),
     "train.backbone_rate": (1e-6, 100),
     "train.label_smoothing": (0, 0.999),
+    "train.ema": (0, 0.99999),
     "train.momentum": (0, 1),
     "train.patience": (0, _HUGE),
     "train.accumulate": (1, 65536),

@@ -267,7 +267,7 @@ class Training:
 
     def _validate(self, epoch: int) -> dict[str, Any]:
         start = time.perf_counter()
-        predictions = self.predict("validation", self.state.params, self.state.batch_stats)
+        predictions = self.predict("validation", *self.state.evaluated)
         seconds = time.perf_counter() - start
         labels = self.data.store.labels[self.data.splits["validation"]]
         summary = evaluation.summarise_epoch(labels, predictions, self.data.classes)
@@ -297,7 +297,7 @@ class Training:
     def _keep_best(self, loss: float, epoch: int) -> None:
         # A loss on images trained on chooses nothing: the last epoch counts.
         if self.config.train.on_validation or loss < self.note["best_loss"]:
-            self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
+            self.best = build.copy_arrays(self.state.evaluated)
             self.note |= {"best_loss": loss, "best_epoch": epoch, "epochs_since_best": 0}
         else:
             self.note["epochs_since_best"] += 1

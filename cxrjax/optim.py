@@ -70,13 +70,13 @@ def rate_factor(
       warmup: float32 [], batches of the warm-up; None: there is none.
       total: float32 [], batches until the factor is 0, warm-up included; None: it stays at 1.
     """
-    factor = 1.0
+    factor: Any = 1.0
     if warmup is not None:
         factor = jnp.minimum(step / warmup, 1.0)
     if total is not None:
         begun = 0.0 if warmup is None else warmup
         share = jnp.maximum(step - begun, 0.0) / jnp.maximum(total - begun, 1.0)
-        factor *= optax.cosine_decay_schedule(1.0, 1.0)(share)
+        factor *= optax.cosine_decay_schedule(1.0, 1)(share)
     return factor
 
 

@@ -33,6 +33,7 @@ class Settings(NamedTuple):
     decay_steps: jax.Array | None = None
     backbone_rate: jax.Array | None = None  # see `learning_rates`
     label_smoothing: jax.Array | None = None  # see `losses.cross_entropy`
+    ema: jax.Array | None = None  # see `_averaged`
 
 
 class TrainState(NamedTuple):
@@ -45,6 +46,12 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32 [], steps taken since the start
     totals: dict[str, jax.Array]  # sums over the epoch so far, see `no_totals`
     settings: Settings
+    average: tuple[Any, dict[str, Any]] | None = None  # of params and batch_stats, see `_averaged`
+
+    @property
+    def evaluated(self) -> tuple[Any, dict[str, Any]]:
+        """(params, batch_stats) that are validated and kept: averaged, where an average is on."""
+        return self.average or (self.params, self.batch_stats)
 
     def held(self) -> dict[str, Any]:
         """The state as checkpoints have it: dicts in which what is off has no name, so that those
@@ -144,18 +151,21 @@ def train_step(
         state.params
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    scaled = {
-        part: jax.tree.map(lambda update, rate=rate: rate * update, updates[part])
-        for part, rate in learning_rates(settings, state.step).items()
-    }
+    scaled = jax.tree.map(
+        lambda rate, part: jax.tree.map(lambda update: rate * update, part),
+        learning_rates(settings, state.step),
+        updates,
+    )
+    params = optax.apply_updates(state.params, scaled)
     next_state = TrainState(
-        params=optax.apply_updates(state.params, scaled),
+        params=params,
         frozen=state.frozen,
         batch_stats=batch_stats,
         opt_state=opt_state,
         step=state.step + 1,
         totals=_add_totals(recipe, state.totals, logits, data_loss, batch),
         settings=settings,
+        average=_averaged(state, params, batch_stats, opt_state),
     )
     return next_state, loss
 
@@ -174,6 +184,27 @@ def learning_rates(settings: Settings, step: jax.Array) -> dict[str, jax.Array]:
         rate = rate * optim.rate_factor(step, settings.warmup_steps, settings.decay_steps)
     backbone = rate if settings.backbone_rate is None else rate * settings.backbone_rate
     return {"backbone": backbone, "head": rate}
+
+
+def _averaged(state: TrainState, params: Any, batch_stats: Any, opt_state: Any) -> Any:
+    """Exponential moving average of (params, batch_stats) over the steps of the optimizer.
+
+    Step i of t weighs d^(t - i), over the sum of these weights: what the first weights were counts
+    for nothing, as in the bias correction of Adam's moments (Kingma & Ba 2015, section 3).
+
+    Args:
+      state: before the step; params, batch_stats, opt_state: after it.
+    """
+    decay, steps, stepped = state.settings.ema, state.step + 1, True
+    if decay is None:
+        return None
+    if isinstance(opt_state, optax.MultiStepsState):  # nothing moves until the last batch of a step
+        steps, stepped = opt_state.gradient_step, opt_state.mini_step == 0
+    share = jnp.where(stepped, (decay - 1) / jnp.expm1(steps * jnp.log(decay)), 0.0)
+    # In this form what does not change, as statistics of frozen layers, stays as it is exactly.
+    return jax.tree.map(
+        lambda old, new: old + share * (new - old), state.average, (params, batch_stats)
+    )
 
 
 def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:

@@ -115,7 +115,13 @@ def test_nothing_is_augmented_beside_peers(fake, monkeypatch):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("schedule", "cosine"), ("warmup", 1.0), ("backbone_rate", 0.5), ("label_smoothing", 0.1)],
+    [
+        ("schedule", "cosine"),
+        ("warmup", 1.0),
+        ("backbone_rate", 0.5),
+        ("label_smoothing", 0.1),
+        ("ema", 0.9),
+    ],
 )
 def test_an_option_that_peers_lack_is_refused_beside_them(field, value):
     settings = tiny(**{f"train__{field}": value})

@@ -63,6 +63,7 @@ def test_overrides_take_the_type_of_the_field():
             "train.label_smoothing=1",
             r"train\.label_smoothing is 1\.0; it must lie in \[0, 0\.999\]",
         ),
+        ("train.ema=1", r"train\.ema is 1\.0; it must lie in \[0, 0\.99999\]"),
         ("data.draw=(1,2)", "three counts"),
         ("data.skip_broken=yes", "True or False"),
         ("data.classes=A,A", "twice"),

@@ -310,6 +310,39 @@ def test_a_step_moves_by_the_rate_of_the_schedule():
     assert_moves(sgd_moves(3, accumulate=3, **lengths), scaled(plain, schedule(2)))
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_averaged_weights_are_those_of_a_plain_loop(accumulate):
+    decay, settings = 0.8, small_config()
+    settings.model.trainable_layers = 4  # statistics of the other layers stay
+    recipe, state, _ = make(settings)
+    tx = optim.optimizer("sgd", accumulate=accumulate)
+    numbers = state.settings._replace(ema=jnp.float32(decay))
+    stats = jax.tree.map(lambda of: of * jnp.linspace(0.6, 1.7, of.size), state.batch_stats)
+    variables = build.Variables(state.params, state.frozen, stats, None)
+    state = build.init_state(variables, recipe, tx, numbers)
+    run, taken = jax.jit(functools.partial(step.train_step, recipe, tx)), []
+    for seed in range(1, 7):
+        state, _ = run(state, make_batch(seed))
+        if seed % accumulate == 0:
+            taken.append(jax.device_get((state.params, state.batch_stats)))
+        if not taken:
+            continue
+        weights = [decay ** (len(taken) - i) for i in range(len(taken))]
+        expected = jax.tree.map(
+            lambda *of, weights=weights: np.average(of, axis=0, weights=weights), *taken
+        )
+        got = jax.device_get(state.average)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected
+        )
+    for layer in ("bn1", "bn2", "bn3"):
+        still = [of["backbone"][layer]["var"] for of in (got[1], state.batch_stats)]
+        np.testing.assert_array_equal(*still)
+    assert state.evaluated is state.average
+    kernels = [of["backbone"]["conv4"]["kernel"] for of in (got[0], state.params)]
+    assert np.abs(np.subtract(*kernels)).max() > 1e-4
+
+
 def test_rematerialisation_changes_nothing():
     recipe, state, _ = make(small_config())
     tx = optax.sgd(10.0)
@@ -350,16 +383,17 @@ def test_one_program_serves_all_settings():
 def test_one_program_serves_all_values_of_an_option_that_is_on():
     _, state, run = make(small_config())
     on = {"warmup_steps": 4, "decay_steps": 20, "backbone_rate": 0.5, "label_smoothing": 0.1}
-    numbers = state.settings._replace(**{name: jnp.float32(value) for name, value in on.items()})
-    for start, changes in (
-        (3, {"warmup_steps": 12}),
-        (8, {"decay_steps": 9, "backbone_rate": 0.25, "label_smoothing": 0.3}),
-    ):
-        now = state._replace(step=jnp.int32(start), settings=numbers)
+    numbers = {name: jnp.float32(value) for name, value in (on | {"ema": 0.9}).items()}
+    state = state._replace(
+        settings=state.settings._replace(**numbers), average=(state.params, state.batch_stats)
+    )
+    late = {"decay_steps": 9, "backbone_rate": 0.25, "label_smoothing": 0.3, "ema": 0.5}
+    for start, changes in ((3, {"warmup_steps": 12}), (8, late)):
+        now = state._replace(step=jnp.int32(start))
         first, _ = run(now, make_batch())
         for name, value in changes.items():
-            other = numbers._replace(**{name: jnp.float32(value)})
+            other = now.settings._replace(**{name: jnp.float32(value)})
             after, _ = run(now._replace(settings=other), make_batch())
-            kernels = [s.params["backbone"]["conv4"]["kernel"] for s in (after, first)]
+            kernels = [s.evaluated[0]["backbone"]["conv4"]["kernel"] for s in (after, first)]
             assert not np.array_equal(*kernels), name
     assert run._cache_size() == 1

@@ -103,6 +103,7 @@ def assert_equal_losses(history, other):
                 "train__schedule": "cosine",
                 "train__backbone_rate": 0.5,
                 "train__label_smoothing": 0.1,
+                "train__ema": 0.9,
             },
         ),
     ],

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sk
 
-from cxrjax import build, calibration, config, loop, predictions
+from cxrjax import build, calibration, config, loop, predictions, trained
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
 from cxrjax.run_folder import RunFolder
@@ -221,6 +221,7 @@ RECIPE = {
     "train__warmup": 0.6,  # three of five batches
     "train__backbone_rate": 0.5,
     "train__label_smoothing": 0.1,
+    "train__ema": 0.9,
 }
 
 
@@ -241,6 +242,22 @@ def test_a_run_by_the_whole_recipe_resumes_and_tells_its_rate(tmp_path):
         assert int(training.state.step) == 8
         training.fit()
     assert_same(outcome(training), uninterrupted)
+
+
+def test_averaged_weights_are_validated_kept_and_opened(tmp_path):
+    # The last epoch is kept, whatever its loss.
+    settings = tiny(train__ema=0.9, train__on_validation=True, train__patience=0)
+    result, _ = loop.train_and_evaluate(settings, tmp_path / "run")
+    training = Training.latest
+    average = host(training.state.average)
+    plain = (training.state.params, training.state.batch_stats)
+    losses = [training.predict("validation", *of)[1].mean() for of in (average, plain)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    assert training.note["history"][-1]["loss"] == pytest.approx(losses[0], rel=1e-6)
+    assert result["validation"]["log_loss"]["value"] == pytest.approx(losses[0], rel=1e-4)
+    found = trained.load(tmp_path / "run")
+    for kept in (host(training.best), host((found.params, found.batch_stats))):
+        jax.tree.map(np.testing.assert_array_equal, kept, average)
 
 
 def test_label_smoothing_is_of_the_training_loss_alone(tmp_path):
