@@ -111,13 +111,23 @@ def settings(config: Config, data: Dataset) -> step.Settings:
     train, n_classes = config.train, len(data.classes)
     labels = data.store.labels[training_positions(data, config)]
     weights = optim.class_weights(train.class_weights, labels, n_classes)
+    steps = -(-len(labels) // train.batch_size)
+
+    def switched(on: bool, value: float) -> Any:
+        return jnp.float32(value) if on else None
+
     return step.Settings(
         learning_rate=jnp.float32(train.learning_rate),
         dropout=jnp.float32(config.model.head.dropout),
         l2=jnp.float32(config.model.head.l2),
         class_weights=jnp.asarray(weights, jnp.float32),
         seed=jnp.int32(config.seed),
-        steps_per_epoch=jnp.int32(-(-len(labels) // train.batch_size)),
+        steps_per_epoch=jnp.int32(steps),
+        warmup_steps=switched(train.warmup > 0, train.warmup * steps),
+        decay_steps=switched(train.schedule == "cosine", train.epochs * steps),
+        backbone_rate=switched(train.backbone_rate != 1, train.backbone_rate),
+        label_smoothing=switched(train.label_smoothing > 0, train.label_smoothing),
+        ema=switched(train.ema > 0, train.ema),
     )
 
 
@@ -164,6 +174,7 @@ def init_state(
         step=jnp.zeros([], jnp.int32),
         totals=step.no_totals(recipe.n_classes),
         settings=settings,
+        average=None if settings.ema is None else copy_arrays((trainable, batch_stats)),
     )
 
 

@@ -23,6 +23,15 @@ INPUT_PATHS = ("auto", "resident", "tfdata")
 NORMALIZATIONS = ("backbone", "dataset")
 OPTIMIZERS = ("adam", "adamax", "sgd")
 CLASS_WEIGHTS = ("none", "balanced")
+SCHEDULES = ("constant", "cosine")
+# Off by default; the step is then compiled without them. No peer of the bench has them.
+TRAIN_OPTIONS = (
+    "train.schedule",
+    "train.warmup",
+    "train.backbone_rate",
+    "train.label_smoothing",
+    "train.ema",
+)
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -206,6 +215,7 @@ def validate(config: Config) -> None:
         "input.path": INPUT_PATHS,
         "input.normalize": NORMALIZATIONS,
         "train.optimizer": OPTIMIZERS,
+        "train.schedule": SCHEDULES,
         "train.class_weights": CLASS_WEIGHTS,
         "train.precision": PRECISIONS,
         "cache.dtype": PRECISIONS,
@@ -250,6 +260,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "train.epochs": (1, _HUGE),
     "train.batch_size": (1, 65536),
     "train.learning_rate": (0, 100),
+    "train.warmup": (0, _HUGE),
+    "train.backbone_rate": (1e-6, 100),
+    "train.label_smoothing": (0, 0.999),
+    "train.ema": (0, 0.99999),
     "train.momentum": (0, 1),
     "train.patience": (0, _HUGE),
     "train.accumulate": (1, 65536),
@@ -275,6 +289,17 @@ def _validate_effect(config: Config) -> None:
     if config.train.momentum and config.train.optimizer != "sgd":
         raise UserError(
             f"config field train.momentum is for sgd, not {config.train.optimizer}; leave it at 0."
+        )
+    if config.train.warmup >= config.train.epochs:
+        raise UserError(
+            f"config field train.warmup is {config.train.warmup:g} epochs, and training has "
+            f"{config.train.epochs}, so the full rate is never reached; lower it or raise "
+            "train.epochs."
+        )
+    if config.train.backbone_rate != 1 and config.model.trainable_layers == 0:
+        raise UserError(
+            "config field train.backbone_rate acts on the trained layers of the backbone and there "
+            "are none; set model.trainable_layers or leave it at 1."
         )
     if config.train.on_validation and config.train.patience:
         raise UserError(

@@ -72,6 +72,11 @@ def _default_train() -> Any:
     train.batch_size = 32
     train.optimizer = "adam"  # adam | adamax | sgd
     train.learning_rate = 1e-3
+    train.schedule = "constant"  # constant | cosine (the rate falls to 0 over train.epochs)
+    train.warmup = 0.0  # epochs in which the rate rises linearly from 0, e.g. 1.0
+    train.backbone_rate = 1.0  # factor of the rate for the backbone; the head keeps all of it
+    train.label_smoothing = 0.0  # of the training loss, as Keras'; below 1
+    train.ema = 0.0  # decay per step of averaged weights, which are then the ones kept; e.g. 0.99
     train.momentum = 0.0  # sgd only
     train.class_weights = "none"  # none | balanced (inverse frequency, mean 1)
     train.patience = 5  # epochs without a better validation loss before stopping; 0: never

@@ -87,8 +87,9 @@ class Training:
                 f"{self.folder.path} was trained on other data or another split than the one found "
                 "now; point --config.data.dir at the original data or choose another --workdir."
             )
-        saved = self.checkpoints.arrays(newest, (self.state, self.best))
-        self.state, self.best = build.unbound(saved)
+        saved = self.checkpoints.arrays(newest, (self.state.held(), self.best))
+        held, self.best = build.unbound(saved)
+        self.state = step.TrainState.restored(held)
         self.note = note | {
             "best_loss": math.inf if note["best_loss"] is None else note["best_loss"]
         }
@@ -101,7 +102,7 @@ class Training:
         note = self.note | {"best_loss": None if math.isinf(loss) else loss}
         # Steps plus validated epochs: unlike the step alone it also grows with a validation.
         at = int(jax.device_get(self.state.step)) + len(self.note["history"]) // 2
-        self.checkpoints.save(at, (self.state, self.best), note, wait=wait)
+        self.checkpoints.save(at, (self.state.held(), self.best), note, wait=wait)
 
     # ------------------------------------------------------------------ epochs
 
@@ -251,14 +252,22 @@ class Training:
             "loss": float(totals["loss"] / totals["support"].sum()),
             "accuracy": float(totals["correct"].sum() / totals["support"].sum()),
             "recall": dict(zip(self.data.classes, map(float, recall), strict=True)),
-            "lr": self.config.train.learning_rate,
+            "lr": self._rate(),
             "seconds": round(seconds, 3),
             "images_per_second": rate and round(rate, 2),
         }
 
+    def _rate(self) -> float:
+        """The head's learning rate at the last step taken."""
+        train, settings = self.config.train, self.state.settings
+        if train.schedule == "constant" and not train.warmup:
+            return train.learning_rate
+        with jax.transfer_guard("allow"):
+            return float(step.learning_rates(settings, self.state.step - 1)["head"])
+
     def _validate(self, epoch: int) -> dict[str, Any]:
         start = time.perf_counter()
-        predictions = self.predict("validation", self.state.params, self.state.batch_stats)
+        predictions = self.predict("validation", *self.state.evaluated)
         seconds = time.perf_counter() - start
         labels = self.data.store.labels[self.data.splits["validation"]]
         summary = evaluation.summarise_epoch(labels, predictions, self.data.classes)
@@ -267,7 +276,7 @@ class Training:
             "split": "validation",
             **summary,
             **({"trained_on": True} if self.config.train.on_validation else {}),
-            "lr": self.config.train.learning_rate,
+            "lr": self._rate(),
             "seconds": round(seconds, 3),
             "images_per_second": round(len(labels) / seconds, 2),
         }
@@ -288,7 +297,7 @@ class Training:
     def _keep_best(self, loss: float, epoch: int) -> None:
         # A loss on images trained on chooses nothing: the last epoch counts.
         if self.config.train.on_validation or loss < self.note["best_loss"]:
-            self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
+            self.best = build.copy_arrays(self.state.evaluated)
             self.note |= {"best_loss": loss, "best_epoch": epoch, "epochs_since_best": 0}
         else:
             self.note["epochs_since_best"] += 1

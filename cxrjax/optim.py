@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -51,6 +53,31 @@ def optimizer(name: str, momentum: float = 0.0, accumulate: int = 1) -> Any:
     }
     tx = makers[name]()
     return optax.MultiSteps(tx, accumulate).gradient_transformation() if accumulate > 1 else tx
+
+
+def rate_factor(
+    step: jax.Array, warmup: jax.Array | None = None, total: jax.Array | None = None
+) -> jax.Array | float:
+    """Factor of the learning rate: linear warm-up from 0, then half a cosine down to 0.
+
+    Warm-up: Goyal et al. 2017 (arXiv 1706.02677); cosine: Loshchilov & Hutter 2017 (arXiv
+    1608.03983, equation 5, without restarts). Together as `optax.warmup_cosine_decay_schedule`,
+    which takes no traced lengths.
+
+    Args:
+      step: int32 [], batches seen before this one. Where gradients are accumulated, the optimizer
+        moves at the last batch of each group and so by that batch's factor.
+      warmup: float32 [], batches of the warm-up; None: there is none.
+      total: float32 [], batches until the factor is 0, warm-up included; None: it stays at 1.
+    """
+    factor: Any = 1.0
+    if warmup is not None:
+        factor = jnp.minimum(step / warmup, 1.0)
+    if total is not None:
+        begun = 0.0 if warmup is None else warmup
+        share = jnp.maximum(step - begun, 0.0) / jnp.maximum(total - begun, 1.0)
+        factor *= optax.cosine_decay_schedule(1.0, 1)(share)
+    return factor
 
 
 def class_weights(kind: str, labels: np.ndarray, n_classes: int) -> tuple[float, ...]:

@@ -28,6 +28,12 @@ class Settings(NamedTuple):
     class_weights: jax.Array  # float32 [K]
     seed: jax.Array  # int32 [], of augmentation and dropout
     steps_per_epoch: jax.Array  # int32 []
+    # float32 [] each; None is off, and the step is compiled without it.
+    warmup_steps: jax.Array | None = None  # this and the next: see `optim.rate_factor`
+    decay_steps: jax.Array | None = None
+    backbone_rate: jax.Array | None = None  # see `learning_rates`
+    label_smoothing: jax.Array | None = None  # see `losses.cross_entropy`
+    ema: jax.Array | None = None  # see `_averaged`
 
 
 class TrainState(NamedTuple):
@@ -40,6 +46,26 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32 [], steps taken since the start
     totals: dict[str, jax.Array]  # sums over the epoch so far, see `no_totals`
     settings: Settings
+    average: tuple[Any, dict[str, Any]] | None = None  # of params and batch_stats, see `_averaged`
+
+    @property
+    def evaluated(self) -> tuple[Any, dict[str, Any]]:
+        """(params, batch_stats) that are validated and kept: averaged, where an average is on."""
+        return self.average or (self.params, self.batch_stats)
+
+    def held(self) -> dict[str, Any]:
+        """The state as checkpoints have it: dicts in which what is off has no name, so that those
+        of versions without the option stay readable. `restored` undoes it."""
+        return _held(self) | {"settings": _held(self.settings)}
+
+    @classmethod
+    def restored(cls, held: dict[str, Any]) -> TrainState:
+        """The state of what `held` returned."""
+        return cls(**{**held, "settings": Settings(**held["settings"])})
+
+
+def _held(fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields._asdict().items() if value is not None}
 
 
 class Recipe(NamedTuple):
@@ -110,7 +136,7 @@ def train_step(
         after = recipe.stage if "maps" in batch else None
         maps = model.features(inputs, train_layers=recipe.train_layers, after=after)
         logits = model.classify(maps, train=True, key=dropout_key, rate=settings.dropout)
-        per_example = losses.cross_entropy(logits, batch["label"])
+        per_example = losses.cross_entropy(logits, batch["label"], settings.label_smoothing)
         # As Keras averages: class weights scale the sum, the divisor is the number of examples.
         data_loss = jnp.sum(per_example * weight) / jnp.maximum(jnp.sum(batch["mask"]), 1)
         return data_loss + _l2_penalty(settings.l2, params["head"]), (
@@ -125,17 +151,60 @@ def train_step(
         state.params
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    scaled = jax.tree.map(lambda update: settings.learning_rate * update, updates)
+    scaled = jax.tree.map(
+        lambda rate, part: jax.tree.map(lambda update: rate * update, part),
+        learning_rates(settings, state.step),
+        updates,
+    )
+    params = optax.apply_updates(state.params, scaled)
     next_state = TrainState(
-        params=optax.apply_updates(state.params, scaled),
+        params=params,
         frozen=state.frozen,
         batch_stats=batch_stats,
         opt_state=opt_state,
         step=state.step + 1,
         totals=_add_totals(recipe, state.totals, logits, data_loss, batch),
         settings=settings,
+        average=_averaged(state, params, batch_stats, opt_state),
     )
     return next_state, loss
+
+
+def learning_rates(settings: Settings, step: jax.Array) -> dict[str, jax.Array]:
+    """Learning rate of the head and of the backbone, float32 [] each, at a step.
+
+    The backbone's may be a fraction of the head's: discriminative fine-tuning (Howard & Ruder 2018,
+    arXiv 1801.06146) with two groups of layers.
+
+    Args:
+      step: int32 [], steps taken before.
+    """
+    rate = settings.learning_rate
+    if settings.warmup_steps is not None or settings.decay_steps is not None:
+        rate = rate * optim.rate_factor(step, settings.warmup_steps, settings.decay_steps)
+    backbone = rate if settings.backbone_rate is None else rate * settings.backbone_rate
+    return {"backbone": backbone, "head": rate}
+
+
+def _averaged(state: TrainState, params: Any, batch_stats: Any, opt_state: Any) -> Any:
+    """Exponential moving average of (params, batch_stats) over the steps of the optimizer.
+
+    Step i of t weighs d^(t - i), over the sum of these weights: what the first weights were counts
+    for nothing, as in the bias correction of Adam's moments (Kingma & Ba 2015, section 3).
+
+    Args:
+      state: before the step; params, batch_stats, opt_state: after it.
+    """
+    decay, steps, stepped = state.settings.ema, state.step + 1, True
+    if decay is None:
+        return None
+    if isinstance(opt_state, optax.MultiStepsState):  # nothing moves until the last batch of a step
+        steps, stepped = opt_state.gradient_step, opt_state.mini_step == 0
+    share = jnp.where(stepped, (decay - 1) / jnp.expm1(steps * jnp.log(decay)), 0.0)
+    # In this form what does not change, as statistics of frozen layers, stays as it is exactly.
+    return jax.tree.map(
+        lambda old, new: old + share * (new - old), state.average, (params, batch_stats)
+    )
 
 
 def keep_products(primitive: Any, *_: Any, **__: Any) -> bool:

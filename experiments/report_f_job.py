@@ -67,6 +67,7 @@ def _run(argv: Sequence[str]) -> int:
         config = config_lib.load(str(CONFIG), overrides)
         if any(config.augment.values()):
             raise UserError("Keras augments nothing in this job; leave the fields of augment at 0.")
+        jobs.check_peers(config)
         weights = build.check(config)
         data = dataset.prepare(config)
         export(data, Path(root, "data"))

@@ -277,8 +277,9 @@ def peer_job(config: Any, data: dataset.Dataset) -> dict[str, Any]:
     """A point as keras_sweep.py is told it.
 
     Raises:
-      UserError: for an augmentation that it does not have.
+      UserError: for an augmentation or an option of the training that it does not have.
     """
+    jobs.check_peers(config)
     for field in ("border", "gamma"):
         if config.augment[field]:
             raise UserError(

@@ -113,6 +113,23 @@ def test_nothing_is_augmented_beside_peers(fake, monkeypatch):
     assert set(seen[0].augment.values()) == {0.0} and settings.augment.border == 0.2
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schedule", "cosine"),
+        ("warmup", 1.0),
+        ("backbone_rate", 0.5),
+        ("label_smoothing", 0.1),
+        ("ema", 0.9),
+    ],
+)
+def test_an_option_that_peers_lack_is_refused_beside_them(field, value):
+    settings = tiny(**{f"train__{field}": value})
+    session.check(settings, ("synthetic",))
+    with pytest.raises(UserError, match=rf"train\.{field} is {value}.*leave it at"):
+        session.check(settings, ("synthetic",), ("torch",))
+
+
 @pytest.mark.parametrize("mistake", ["crash", "window"])
 def test_a_peer_that_breaks_down_is_raised_or_noted(against_fakes, mistake):
     with pytest.raises(ProcessFailed, match="torch: "):

@@ -55,6 +55,15 @@ def test_overrides_take_the_type_of_the_field():
         ("augment.border=-0.1", r"augment\.border is -0\.1; it must lie in \[0, 0\.25\]"),
         ("augment.gamma=1.5", r"augment\.gamma is 1\.5; it must lie in \[0, 1\]"),
         ("train.optimizer=adams", "did you mean adam"),
+        ("train.schedule=cosin", "did you mean cosine"),
+        ("train.warmup=-1", r"train\.warmup is -1\.0; it must lie in \[0,"),
+        ("train.warmup=1000", "full rate is never reached; lower it or raise train.epochs"),
+        ("train.backbone_rate=0", r"train\.backbone_rate is 0\.0; it must lie in \[1e-06, 100\]"),
+        (
+            "train.label_smoothing=1",
+            r"train\.label_smoothing is 1\.0; it must lie in \[0, 0\.999\]",
+        ),
+        ("train.ema=1", r"train\.ema is 1\.0; it must lie in \[0, 0\.99999\]"),
         ("data.draw=(1,2)", "three counts"),
         ("data.skip_broken=yes", "True or False"),
         ("data.classes=A,A", "twice"),
@@ -64,6 +73,13 @@ def test_a_bad_override_is_one_sentence(override, words):
     with pytest.raises(UserError, match=words) as error:
         config.load(str(CONFIGS[0]), cli.parse_overrides([f"--config.{override}"]))
     assert "\n" not in str(error.value)
+
+
+def test_a_rate_for_a_backbone_that_is_not_trained_is_refused():
+    changes = {"train.backbone_rate": "0.1", "model.trainable_layers": "0"}
+    with pytest.raises(UserError, match=r"there are none; set model\.trainable_layers or leave"):
+        config.load(str(CONFIGS[0]), changes)
+    assert config.load(str(CONFIGS[0]), changes | {"model.trainable_layers": "4"})
 
 
 def test_a_misspelt_field_in_a_file_suggests_the_nearest(tmp_path):

@@ -35,6 +35,18 @@ def test_ten_steps_equal_keras(name, momentum):
     np.testing.assert_allclose(params, np.asarray(variable), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("warmup", "total"), [(0, 12), (3, 12), (11, 12), (4, None)])
+def test_the_rate_warms_up_and_falls_as_optax_has_it(warmup, total):
+    theirs = optax.linear_schedule(0.0, 1.0, warmup)
+    if total is not None:
+        theirs = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, total)
+    lengths = [n and jnp.float32(n) for n in (warmup or None, total)]
+    steps = jnp.arange(15)
+    ours = jax.jit(jax.vmap(optim.rate_factor, in_axes=(0, None, None)))(steps, *lengths)
+    np.testing.assert_allclose(ours, [theirs(int(step)) for step in steps], atol=1e-6)
+    assert optim.rate_factor(steps) == 1
+
+
 def test_losses_equal_keras():
     keras = pytest.importorskip("keras")
     rng = np.random.default_rng(0)
@@ -47,6 +59,22 @@ def test_losses_equal_keras():
         (labels > 1)[:, None].astype("float32"), logits[:, :1], from_logits=True
     )
     ours = losses.cross_entropy(jnp.asarray(logits[:, :1]), jnp.asarray(labels > 1))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.6])
+def test_smoothed_losses_equal_keras(smoothing):
+    keras = pytest.importorskip("keras")
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20, 4)).astype(np.float32) * 5
+    labels = rng.integers(0, 4, 20)
+    options = {"from_logits": True, "label_smoothing": smoothing}
+    theirs = keras.losses.categorical_crossentropy(np.eye(4)[labels], logits, **options)
+    ours = losses.cross_entropy(jnp.asarray(logits), jnp.asarray(labels), jnp.float32(smoothing))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    positive = (labels > 1)[:, None]
+    theirs = keras.losses.binary_crossentropy(positive.astype("float32"), logits[:, :1], **options)
+    ours = losses.cross_entropy(jnp.asarray(logits[:, :1]), jnp.asarray(labels > 1), smoothing)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from test_prefix import assert_same_training, opened, tiny, trained
+from test_training import RECIPE
 
 from cxrjax import loop, prefix, runtime
 from cxrjax.data.batches import Plan
@@ -17,10 +18,11 @@ def scanned(monkeypatch):
     monkeypatch.setattr(runtime, "steps_per_dispatch", lambda: 4)
 
 
-@pytest.mark.parametrize("layers", [-1, 3])
-def test_scanned_epochs_equal_single_steps(tmp_path, monkeypatch, layers):
+@pytest.mark.parametrize(("layers", "options"), [(-1, {}), (3, {}), (3, RECIPE)])
+def test_scanned_epochs_equal_single_steps(tmp_path, monkeypatch, layers, options):
     """36 images in batches of 8: a program of four steps and one of the last."""
     changes = {"cache__prefix": False, "model__trainable_layers": layers, "train__epochs": 2}
+    changes |= options
     settings = tiny(tmp_path / "cache", input__path="resident", **changes)
     single = trained(settings, tmp_path / "single")
     lengths = []

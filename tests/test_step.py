@@ -238,6 +238,111 @@ def test_accumulated_batches_make_the_step_of_their_mean_gradient():
     assert int(state.step) == 2
 
 
+def test_what_is_off_has_no_name_in_a_checkpoint():
+    """Those of versions without the options are read into the same names."""
+    _, state, _ = make(small_config())
+    held = state.held()
+    always = "learning_rate dropout l2 class_weights seed steps_per_epoch"
+    assert " ".join(held["settings"]) == always
+    assert " ".join(held) == "params frozen batch_stats opt_state step totals settings"
+    on = state._replace(settings=state.settings._replace(warmup_steps=jnp.float32(3)))
+    assert " ".join(on.held()["settings"]) == f"{always} warmup_steps"
+    for one in (state, on):
+        again = step.TrainState.restored(one.held())
+        jax.tree.map(np.testing.assert_array_equal, again, one)
+
+
+def test_without_options_the_program_is_that_of_the_plain_formula(monkeypatch):
+    def program():
+        _, state, run = make(small_config())
+        return run.lower(state, make_batch()).as_text()
+
+    def plain_rates(settings, _):
+        return dict.fromkeys(("backbone", "head"), settings.learning_rate)
+
+    def plain_loss(logits, labels, _):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+    ours = program()
+    monkeypatch.setattr(step, "learning_rates", plain_rates)
+    monkeypatch.setattr(step.losses, "cross_entropy", plain_loss)
+    assert program() == ours
+
+
+def sgd_moves(batches=1, *, accumulate=1, start=0, **options):
+    """How far SGD moves each parameter, with some settings replaced, from step `start` on."""
+    settings = small_config()
+    recipe, state, _ = make(settings)
+    tx = optim.optimizer("sgd", accumulate=accumulate)
+    numbers = {name: jnp.float32(value) for name, value in options.items()}
+    state = state._replace(
+        opt_state=tx.init(state.params),
+        step=jnp.int32(start),
+        settings=state.settings._replace(**numbers),
+    )
+    run, before = jax.jit(functools.partial(step.train_step, recipe, tx)), state.params
+    for _ in range(batches):
+        state, _ = run(state, make_batch())
+    return jax.tree.map(np.subtract, jax.device_get(state.params), jax.device_get(before))
+
+
+def assert_moves(moves, wanted):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), moves, wanted)
+
+
+def scaled(moves, factor):
+    return jax.tree.map(lambda move: np.float32(factor) * move, moves)
+
+
+def test_the_backbone_moves_by_its_own_rate():
+    plain, moves = sgd_moves(), sgd_moves(backbone_rate=0.25)
+    assert max(np.abs(move).max() for move in jax.tree.leaves(plain["backbone"])) > 1e-3
+    assert_moves(moves["head"], plain["head"])
+    assert_moves(moves["backbone"], scaled(plain["backbone"], 0.25))
+
+
+def test_a_step_moves_by_the_rate_of_the_schedule():
+    plain, lengths = sgd_moves(), {"warmup_steps": 4, "decay_steps": 12}
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, 4, 12)
+    for start in (0, 1, 4, 9):
+        assert_moves(sgd_moves(start=start, **lengths), scaled(plain, schedule(start)))
+    # Of accumulated batches, here the same thrice, the last one's factor counts.
+    assert_moves(sgd_moves(3, accumulate=3, **lengths), scaled(plain, schedule(2)))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_averaged_weights_are_those_of_a_plain_loop(accumulate):
+    decay, settings = 0.8, small_config()
+    settings.model.trainable_layers = 4  # statistics of the other layers stay
+    recipe, state, _ = make(settings)
+    tx = optim.optimizer("sgd", accumulate=accumulate)
+    numbers = state.settings._replace(ema=jnp.float32(decay))
+    stats = jax.tree.map(lambda of: of * jnp.linspace(0.6, 1.7, of.size), state.batch_stats)
+    variables = build.Variables(state.params, state.frozen, stats, None)
+    state = build.init_state(variables, recipe, tx, numbers)
+    run, taken = jax.jit(functools.partial(step.train_step, recipe, tx)), []
+    for seed in range(1, 7):
+        state, _ = run(state, make_batch(seed))
+        if seed % accumulate == 0:
+            taken.append(jax.device_get((state.params, state.batch_stats)))
+        if not taken:
+            continue
+        weights = [decay ** (len(taken) - i) for i in range(len(taken))]
+        expected = jax.tree.map(
+            lambda *of, weights=weights: np.average(of, axis=0, weights=weights), *taken
+        )
+        got = jax.device_get(state.average)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected
+        )
+    for layer in ("bn1", "bn2", "bn3"):
+        still = [of["backbone"][layer]["var"] for of in (got[1], state.batch_stats)]
+        np.testing.assert_array_equal(*still)
+    assert state.evaluated is state.average
+    kernels = [of["backbone"]["conv4"]["kernel"] for of in (got[0], state.params)]
+    assert np.abs(np.subtract(*kernels)).max() > 1e-4
+
+
 def test_rematerialisation_changes_nothing():
     recipe, state, _ = make(small_config())
     tx = optax.sgd(10.0)
@@ -272,4 +377,23 @@ def test_one_program_serves_all_settings():
     epochs = [later.settings._replace(steps_per_epoch=jnp.int32(n)) for n in (10, 5)]
     losses = [run(later._replace(settings=numbers), make_batch())[1] for numbers in epochs]
     assert losses[0] != losses[1]  # the second epoch augments anew
+    assert run._cache_size() == 1
+
+
+def test_one_program_serves_all_values_of_an_option_that_is_on():
+    _, state, run = make(small_config())
+    on = {"warmup_steps": 4, "decay_steps": 20, "backbone_rate": 0.5, "label_smoothing": 0.1}
+    numbers = {name: jnp.float32(value) for name, value in (on | {"ema": 0.9}).items()}
+    state = state._replace(
+        settings=state.settings._replace(**numbers), average=(state.params, state.batch_stats)
+    )
+    late = {"decay_steps": 9, "backbone_rate": 0.25, "label_smoothing": 0.3, "ema": 0.5}
+    for start, changes in ((3, {"warmup_steps": 12}), (8, late)):
+        now = state._replace(step=jnp.int32(start))
+        first, _ = run(now, make_batch())
+        for name, value in changes.items():
+            other = now.settings._replace(**{name: jnp.float32(value)})
+            after, _ = run(now._replace(settings=other), make_batch())
+            kernels = [s.evaluated[0]["backbone"]["conv4"]["kernel"] for s in (after, first)]
+            assert not np.array_equal(*kernels), name
     assert run._cache_size() == 1

@@ -162,6 +162,11 @@ def test_phases_follow_the_report_and_hold_out_beside_it():
     assert "train.on_validation" not in first | second
     assert "train.epochs" not in first  # early stopping chooses it anew
     assert (first["eval.test"], second["eval.test"]) == (False, True)
+    settings.train.epochs, settings.train.warmup = 30, 3.0  # a tenth stays a tenth
+    phases = finish.phases("report", settings, 10, settings.sweep)
+    assert [phase["train.warmup"] for phase in phases] == [1.0, 1.0]
+    first, second = finish.phases("held_out", settings, 10, settings.sweep)
+    assert "train.warmup" not in first and second["train.warmup"] == 1.0
     settings.model.trainable_layers = -1
     (only,) = finish.phases("report", settings, 7, settings.sweep)
     assert only["eval.test"]

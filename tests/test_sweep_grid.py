@@ -139,6 +139,13 @@ def test_heads_behind_a_frozen_trunk_are_one_unit_of_one_pass():
     assert len({cohort.program for cohort in unit.cohorts}) == 3
 
 
+def test_options_of_the_training_share_a_trunk_and_no_program():
+    values = {"train.learning_rate": RATES, "train.ema": (0.0, 0.9), "train.warmup": (0.0, 2.0)}
+    (unit,) = planned(expanded(values).points, frozen=True)
+    assert [len(cohort.points) for cohort in unit.cohorts] == [3] * 4
+    assert len({cohort.program for cohort in unit.cohorts}) == 4
+
+
 def test_whole_networks_share_programs_and_nothing_else():
     units = planned(expanded(NETWORKS).points, frozen=False, stacked=False)
     assert len(units) == 54

@@ -65,6 +65,14 @@ def test_an_augmentation_that_keras_lacks_is_refused(field, capsys):
     assert "Keras augments nothing" in capsys.readouterr().err
 
 
+def test_a_schedule_that_keras_lacks_is_refused(capsys):
+    settings = config.load(str(ROOT / "configs" / "baseline2.py"), {"train.schedule": "cosine"})
+    with pytest.raises(UserError, match=r"train\.schedule is cosine"):
+        sweep_job.peer_job(settings, None)
+    assert report_f_job.main(["--config.train.schedule=cosine"]) == 2
+    assert "train.schedule is cosine" in capsys.readouterr().err
+
+
 def test_shapes_are_not_mixed_and_none_may_lack():
     lines = [
         {"shape": shape, "seconds": 10.0 + 2 * epoch, "epoch_seconds": [epoch, epoch]}

@@ -95,8 +95,19 @@ def assert_equal_losses(history, other):
             # Adam on a whole network, through batch norm, makes much of the last digit.
             {"train__batch_size": 8, "train__optimizer": "sgd", "augment__zoom": 0.1},
         ),
+        (
+            {"train.epochs": (2, 3), "train.warmup": (0.5, 1.0)},
+            {
+                "model__trainable_layers": 4,
+                "train__batch_size": 8,
+                "train__schedule": "cosine",
+                "train__backbone_rate": 0.5,
+                "train__label_smoothing": 0.1,
+                "train__ema": 0.9,
+            },
+        ),
     ],
-    ids=["live", "views", "stored", "tail", "whole"],
+    ids=["live", "views", "stored", "tail", "whole", "recipe"],
 )
 def test_side_by_side_equals_alone(tmp_path, values, changes):
     sweep = sweep_of(values, **changes)

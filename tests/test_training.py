@@ -9,11 +9,12 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 from sklearn import metrics as sk
 
-from cxrjax import build, calibration, config, loop, predictions
+from cxrjax import build, calibration, config, loop, predictions, trained
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
 from cxrjax.run_folder import RunFolder
@@ -213,6 +214,61 @@ def test_stopped_within_an_epoch_and_resumed_equals_uninterrupted(
     if layers == 4:
         assert set(training.state.frozen["backbone"]) >= {"conv1", "bn1"}
     assert_same(outcome(training), uninterrupted(layers))
+
+
+RECIPE = {
+    "train__schedule": "cosine",
+    "train__warmup": 0.6,  # three of five batches
+    "train__backbone_rate": 0.5,
+    "train__label_smoothing": 0.1,
+    "train__ema": 0.9,
+}
+
+
+def test_a_run_by_the_whole_recipe_resumes_and_tells_its_rate(tmp_path):
+    settings = tiny(**RECIPE)
+    with opened(settings, tmp_path / "whole") as training:
+        training.fit()
+    uninterrupted = outcome(training)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 0.01, 3, 10)
+    rates = [line["lr"] for line in training.note["history"]]
+    np.testing.assert_allclose(rates, [schedule(at) for at in (4, 4, 9, 9)], rtol=1e-5)
+    with opened(settings, tmp_path / "run") as training:
+        stop_at(training.input, 2, 2)
+        with pytest.raises(KeyboardInterrupt, match="resume"):
+            training.fit()
+    with opened(settings, tmp_path / "run") as training:
+        training.resume()
+        assert int(training.state.step) == 8
+        training.fit()
+    assert_same(outcome(training), uninterrupted)
+
+
+def test_averaged_weights_are_validated_kept_and_opened(tmp_path):
+    # The last epoch is kept, whatever its loss.
+    settings = tiny(train__ema=0.9, train__on_validation=True, train__patience=0)
+    result, _ = loop.train_and_evaluate(settings, tmp_path / "run")
+    training = Training.latest
+    average = host(training.state.average)
+    plain = (training.state.params, training.state.batch_stats)
+    losses = [training.predict("validation", *of)[1].mean() for of in (average, plain)]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    assert training.note["history"][-1]["loss"] == pytest.approx(losses[0], rel=1e-6)
+    assert result["validation"]["log_loss"]["value"] == pytest.approx(losses[0], rel=1e-4)
+    found = trained.load(tmp_path / "run")
+    for kept in (host(training.best), host((found.params, found.batch_stats))):
+        jax.tree.map(np.testing.assert_array_equal, kept, average)
+
+
+def test_label_smoothing_is_of_the_training_loss_alone(tmp_path):
+    lines = []
+    for smoothing in (0.0, 0.5):
+        # Nothing is learnt, so that both runs have the same weights.
+        settings = tiny(train__label_smoothing=smoothing, train__learning_rate=0, train__epochs=1)
+        with opened(settings, tmp_path / str(smoothing)) as training:
+            training.fit()
+        lines.append([line["loss"] for line in training.note["history"]])
+    assert lines[0][0] != lines[1][0] and lines[0][1] == lines[1][1]
 
 
 def test_stopped_within_the_last_validation_leaves_the_test_split_unseen(

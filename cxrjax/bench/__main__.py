@@ -90,7 +90,7 @@ def _run(argv: Sequence[str]) -> int:
     if arguments.threads is not None:
         job.use_threads(arguments.threads)
     config = config_lib.load(arguments.config, overrides)
-    session.check(config, rows)
+    session.check(config, rows, peers)
     settings = session.Settings(steps=arguments.steps, windows=arguments.windows, python=python)
     try:
         result = session.measure(config, rows, peers, settings)

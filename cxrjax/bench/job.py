@@ -76,6 +76,21 @@ def class_names(config: Config) -> tuple[str, ...]:
     ]
 
 
+def check_peers(config: Config) -> None:
+    """Refuses what the peers do not do.
+
+    Raises:
+      UserError: for an option of the training recipe that is not at its default.
+    """
+    told, plain = config_lib.fields(config), config_lib.fields(config_lib.default())
+    for field in config_lib.TRAIN_OPTIONS:
+        if told[field] != plain[field]:
+            raise UserError(
+                f"config field {field} is {told[field]}, and the peers train without it; leave it "
+                f"at {plain[field]}."
+            )
+
+
 def describe(
     config: Config, row: str, *, steps: int = 0, windows: int = 5, window_seconds: float = 2.0
 ) -> dict[str, Any]:

@@ -32,15 +32,18 @@ class Settings:
     go_on: bool = False  # a peer that breaks down is noted instead of raised
 
 
-def check(config: Config, rows: Sequence[str]) -> None:
+def check(config: Config, rows: Sequence[str], peers: Sequence[str] = ()) -> None:
     """Finds out before anything is measured what a row would fail for.
 
     Raises:
-      UserError: for an unknown network, missing data or weights, or no TensorFlow to stream with.
+      UserError: for an unknown network, missing data or weights, no TensorFlow to stream with, or
+        an option that the peers lack.
     """
     from cxrjax import build
     from cxrjax.data import dataset
 
+    if peers:
+        jobs.check_peers(config)
     needed = config_lib.from_json(config_lib.to_json(config))
     if "end_to_end" not in rows:
         needed.model.weights, needed.train.start_from = "none", ""

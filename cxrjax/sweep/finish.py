@@ -83,16 +83,19 @@ def phases(name: str, config: Config, epochs: int, sweep: Config) -> list[dict[s
     """
     whole = config.model.trainable_layers < 0  # nothing is left to unfreeze
     report = name == "report"
+    # A schedule keeps its shape: the warm-up, its share of the epochs.
+    warmup = config.train.warmup * epochs / config.train.epochs
+    length = {"train.epochs": epochs, "train.warmup": warmup}
     first: dict[str, Any] = {"folder": f"{name}_first", "eval.test": whole}
     if report:
-        first |= {"train.on_validation": True, "train.epochs": epochs, "train.patience": 0}
+        first |= length | {"train.on_validation": True, "train.patience": 0}
     if whole:
         return [first]
     second = first | {
+        **length,
         "folder": f"{name}_fine_tuned",
         "eval.test": True,
         "model.trainable_layers": sweep.fine_tune_layers,
-        "train.epochs": epochs,
     }
     if sweep.fine_tune_learning_rate:
         second["train.learning_rate"] = sweep.fine_tune_learning_rate

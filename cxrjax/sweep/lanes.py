@@ -111,10 +111,10 @@ class Lanes:
 
     def evaluate(self, batch: Batch) -> tuple[list[jax.Array], list[jax.Array]]:
         """Probabilities [n, B, K] or [B, K], and cross-entropy likewise, of each part."""
-        outputs = [
-            self._programs.evaluate(state.params, self._frozen, state.batch_stats, batch)
-            for state in self._states
-        ]
+        outputs = []
+        for state in self._states:
+            params, batch_stats = state.evaluated
+            outputs.append(self._programs.evaluate(params, self._frozen, batch_stats, batch))
         return [probabilities for probabilities, _ in outputs], [loss for _, loss in outputs]
 
     def totals(self) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cxrjax.config import Config
+from cxrjax.config import TRAIN_OPTIONS, Config
 from cxrjax.sweep.grid import Point
 
 STACKED, SEPARATE = "stacked", "one after another"
@@ -37,6 +37,7 @@ BEHIND = {
     "train.momentum",
     "train.accumulate",
     "train.remat",
+    *TRAIN_OPTIONS,
 }
 _LARGEST_PASS = 2048  # images; batch sizes without a common multiple below have passes of their own
 
