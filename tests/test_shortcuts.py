@@ -91,6 +91,14 @@ def test_a_network_at_chance_has_no_score(films):
     assert score == {"value": None, "low": None, "high": None, "n": N}
 
 
+@pytest.mark.filterwarnings("error")
+def test_images_of_one_class_have_no_score():
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(3), 20)
+    labels, groups = np.ones(20, int), np.arange(20)
+    score = shortcuts.shortcut_score(labels, probabilities, probabilities, groups, 50)
+    assert score == {"value": None, "low": None, "high": None, "n": 20}
+
+
 def test_the_score_is_that_of_scikit_learns_auroc(films):
     _, _, labels = films
     rng = np.random.default_rng(1)

@@ -200,7 +200,8 @@ def shortcut_score(
     cut off at 0, lest chance always count against the network.
 
     Returns:
-      {value, low, high, n}; None for the first three when the network itself is not above chance.
+      {value, low, high, n}; None for the first three when the network itself is not above chance,
+      or the images are of one class.
     """
     found = [
         [metrics.auroc(labels, p, weights) for p in (intact, without)]
@@ -210,6 +211,8 @@ def shortcut_score(
     once = np.ones((1, len(labels)))
     value = [float(metrics.auroc(labels, p, once)[0]) for p in (intact, without)]
     unknown = {"value": None, "low": None, "high": None, "n": len(labels)}
+    if np.isnan(before).all():  # one class alone, as some sources hold, has no AUROC
+        return unknown
     if not np.nanpercentile(before, 2.5) > _ABOVE_CHANCE:
         return unknown
     low, high = np.nanpercentile((after - _CHANCE) / (before - _CHANCE), [2.5, 97.5])
