@@ -152,7 +152,7 @@ def test_films_are_decoded_for_copies_only_where_a_store_is_at_hand(tmp_path, mo
     own = {"name": "folder", "dir": str(tmp_path / "own"), "image_size": 48, "frame": frame}
     config = _config(tmp_path, **own)
     at_once = dataset.prepare(config)
-    # Lungs are sought at a size of their own, of films not decoded before.
+    # Lungs are sought in all films before any but the first few are cut.
     assert len(decoded) == 40 if frame == "whole" else len(decoded) <= 80
     for kept in at_once.store.root.parent.glob("duplicates-*.npz"):
         kept.unlink()

@@ -187,7 +187,8 @@ class _ReadOnce:
     def read(self, i: int, size: int) -> np.ndarray:
         if size == duplicates.THUMBNAIL and i in self._small:
             return self._small[i]
-        if not isinstance(self._source, FileSource):  # drawn, at each size in its own way
+        # Drawn films look their own way at each size.
+        if i in self._small or not isinstance(self._source, FileSource):
             return self._source.read(i, size)
         film, self._small[i] = self._source.read_sizes(i, (size, duplicates.THUMBNAIL))
         return film

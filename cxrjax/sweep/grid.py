@@ -162,9 +162,13 @@ def _point(config: Config, values: dict[str, Any], seed: int) -> Point:
 
 
 def _key(config: Config) -> str:
+    """Of all that decides a trial's result. Options that are off do not: keys, and so unfinished
+    sweeps, outlive the version that an option came with."""
+    defaults = config_lib.fields(config_lib.default())
+    off = {field: defaults[field] for field in config_lib.TRAIN_OPTIONS}
     told = {
         field: value
         for field, value in config_lib.fields(config).items()
-        if field not in PLACES and not field.startswith("sweep.")
+        if field not in PLACES and not field.startswith("sweep.") and off.get(field) != value
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
