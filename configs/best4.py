@@ -1,4 +1,4 @@
-"""The best single network found for the four classes: MobileNetV2, all of it trained, 160 pixels.
+"""The best single network found for the four classes: MobileNetV2, all trained, 160 pixels.
 
 CXRJAX_DATA=COVID-19_Radiography_Dataset.zip CXRJAX_WEIGHTS=weights/ \\
     python -m cxrjax.main --config configs/best4.py
