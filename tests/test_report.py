@@ -285,13 +285,15 @@ def test_what_the_shortcut_score_means(tmp_path, score, says):
     sound = score is not None and score["high"] == 0.1
     if score is not None:
         view = {key: result["test"][key] for key in ("accuracy", "auroc")}
-        result["audit"]["shortcuts"] = {"score": score, "views": {"intact": view, "odd": view}}
+        told = {"score": score, "views": {"intact": view, "odd": view}}
+        result["audit"]["shortcuts"] = told | ({"without": "flat_lungs"} if sound else {})
     finished_runs.change(folder / "result.json", audit=result["audit"])
     parsed = Page(report(folder))
     assert says in parsed.text
     assert ("section", "class", "sound" if sound else "doubt") in parsed.attributes
     if score is not None:
         assert [row[0] for row in parsed.table("The network on")[1:]] == ["as they are", "odd"]
+        assert f"the lungs are {'of one grey' if sound else 'black'}" in parsed.text
 
 
 def test_leaks_and_training_on_validation_images_are_told(tmp_path):

@@ -89,6 +89,7 @@ def _shortcuts(found: Found) -> Html:
     rows = [
         [_VIEWS.get(name, name), *(e.interval(views[name][key]) for key in keys)] for name in order
     ]
+    hidden = "of one grey" if shortcuts.get("without") == "flat_lungs" else "black"
     origin = f"; lungs from {shortcuts['lungs']}" if "lungs" in shortcuts else ""
     return e.join(
         [
@@ -96,8 +97,8 @@ def _shortcuts(found: Found) -> Html:
             e.paragraph(
                 "Shortcut score: ",
                 e.interval(shortcuts["score"]),
-                ". It is what the AUROC keeps above chance when the lungs are black, over what it "
-                "had: 0 nothing, 1 everything.",
+                f". It is what the AUROC keeps above chance when the lungs are {hidden}, over what "
+                "it had: 0 nothing, 1 everything.",
             ),
             e.table(
                 f"The network on test images of which parts were taken away{origin}",

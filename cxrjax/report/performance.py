@@ -115,18 +115,18 @@ def _shortcut(score: dict[str, Any] | None) -> str:
     left = f"shortcut score {verdict.interval(score)}; 0 is nothing, 1 is all"
     if score["low"] > verdict.CONFOUNDED_ABOVE:
         return (
-            f"With the lungs blacked out the network keeps much of what it knows ({left}): it "
+            f"With the lungs hidden the network keeps much of what it knows ({left}): it "
             "answers at least in part by something else, such as a marker, the border or the "
             "source of a film. Its accuracy need not hold in another hospital."
         )
     if score["high"] <= verdict.CONFOUNDED_ABOVE:
         return (
-            f"With the lungs blacked out hardly anything of what it knows is left ({left}): no "
+            f"With the lungs hidden hardly anything of what it knows is left ({left}): no "
             "shortcut outside the lungs was found. That is no proof that it is right for the right "
             "reason, nor that it works elsewhere."
         )
     return (
-        f"With the lungs blacked out something of what it knows may be left ({left}): the test "
+        f"With the lungs hidden something of what it knows may be left ({left}): the test "
         f"images do not settle whether that is above {verdict.short(verdict.CONFOUNDED_ABOVE)}."
     )
 
