@@ -54,14 +54,33 @@ def root(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("recipe", robustness.RECIPES)
-def test_a_recipe_changes_what_it_says_and_nothing_else(recipe):
-    changes = robustness.RECIPES[recipe]
-    overrides = cli.parse_overrides(reproduction.settings(changes))
-    plain = config.fields(config.load(str(robustness.CONFIG)))
+@pytest.mark.parametrize(
+    ("recipe", "frame", "augmented"),
+    [
+        ("plain", "whole", set()),
+        ("augmented", "whole", {"shift", "rotation", "zoom", "gamma", "border"}),
+        ("lungs_box", "lungs_box", set()),
+        ("lungs_only", "lungs_only", set()),
+        ("lungs_only_augmented", "lungs_only", {"shift", "rotation", "zoom", "gamma"}),
+    ],
+)
+def test_a_recipe_changes_what_it_says_and_nothing_else(recipe, frame, augmented):
+    overrides = cli.parse_overrides(reproduction.settings(robustness.RECIPES[recipe]))
+    usual = config.fields(config.load(str(robustness.CONFIG)))
     found = config.fields(config.load(str(robustness.CONFIG), overrides))
-    assert {name: value for name, value in found.items() if value != plain[name]} == changes
-    assert found["augment.border"] == 0 or found["data.frame"] != "lungs_only"
+    assert found["data.frame"] == frame
+    assert {f for f in found if f.startswith("augment.") and found[f]} == {
+        f"augment.{name}" for name in augmented
+    }
+    # Without stored views the frozen layers would run anew for each augmented image.
+    assert bool(found["cache.views"]) == bool(augmented)
+    changed = {field for field, value in found.items() if value != usual[field]}
+    assert all(f.startswith("augment.") or f in ("data.frame", "cache.views") for f in changed)
+
+
+def test_no_recipe_is_unknown_to_these_tests():
+    names = "plain augmented lungs_box lungs_only lungs_only_augmented"
+    assert " ".join(robustness.RECIPES) == names
 
 
 def test_rows_of_what_is_finished(root):
