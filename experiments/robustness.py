@@ -22,7 +22,8 @@ and views can only be those of the test split. A run reads that once; the audit,
 more, and the ledger of looks holds both.
 
 Everything is a run of cxrjax's own commands in --workdir; what is finished there is not run again,
-and results are written after each run. Other settings for all runs: --config.field=value. Writes
+and results are written after each run: those of all that is finished there, also of recipes and
+sources that this call leaves out. Other settings for all runs: --config.field=value. Writes
 results/robustness.json and .png, and the table in README.md.
 """
 
@@ -39,7 +40,9 @@ import reproduction
 from reproduction import HERE, UNKNOWN, cell
 
 from cxrjax import cli, log, plotting
+from cxrjax import config as config_lib
 from cxrjax.errors import UserError
+from cxrjax.run_folder import PLACES
 from cxrjax.verdict import CONFOUNDED_ABOVE
 
 CONFIG = HERE.parent / "configs" / "mobilenet4.py"
@@ -60,6 +63,11 @@ RECIPES: dict[str, dict[str, Any]] = {
     "lungs_only": {"data.frame": "lungs_only"},
     "lungs_only_augmented": {"data.frame": "lungs_only", **_CHANGED},
 }
+# Of a run's result, as it stands there.
+_KEPT = (
+    *("verdict", "seconds", "epochs", "best_epoch", "n", "test_looks"),
+    *("classes", "device", "versions"),
+)
 # Views that a shortcut score rests on, as the table and the figure call them.
 SCORES = {"without_lungs": "lungs black", "flat_lungs": "lungs one grey"}
 
@@ -112,20 +120,20 @@ def _run(argv: Sequence[str]) -> int:
     shared |= {"train.epochs": epochs} | cli.parse_overrides(rest)
     chosen = {name: own | shared for name, own in RECIPES.items() if name in named}
 
-    done: dict[str, dict[str, Any]] = {}
     for recipe, overrides in chosen.items():
-        folder = root / recipe / "ordinary"
+        folder = _ordinary(root, recipe)
         _train(folder, overrides)
-        _audit(folder)
-        done[recipe] = overrides
-        written = _write(root, done, sources, quick)
+        if not _audited(folder):  # it is a look at the test split
+            reproduction.run("audit", "--workdir", str(folder))
+        written = _write(root, sources, quick)
     for source in sources:
         for recipe, overrides in chosen.items():
-            folder = _without(root, recipe, source)
+            folder = _without(root, recipe) / source
             _train(folder, overrides | {"data.hold_out_source": source})
-            written = _write(root, done, sources, quick)
-    told = reproduction.read(written[0])["recipes"]
-    log.say(table(told, sources))
+            written = _write(root, sources, quick)
+    content = reproduction.read(written[0])
+    told = content["recipes"]
+    log.say(table(told, content["sources"]))
     for recipe, of in told.items():
         log.say(f"{recipe}: {of['verdict']}")
     log.say(f"see {written[0]} and {written[1]}")
@@ -137,58 +145,65 @@ def _train(folder: Path, overrides: Mapping[str, Any]) -> None:
     reproduction.run("main", "--config", str(CONFIG), "--workdir", str(folder), *fields)
 
 
-def _audit(folder: Path) -> None:
-    """Measures every view of a run's test split, unless that has been done: it is a look at it."""
+def _audited(folder: Path) -> bool:
+    """Whether a run is finished and every view of its test split was measured."""
+    if not (folder / "result.json").is_file():
+        return False
     found = reproduction.read(folder / "result.json")["audit"].get("shortcuts") or {}
-    if "flat_lungs" not in found.get("scores", {}) or "lungs_only" not in found["views"]:
-        reproduction.run("audit", "--workdir", str(folder))
+    return "flat_lungs" in found.get("scores", {}) and "lungs_only" in found["views"]
 
 
-def _without(root: Path, recipe: str, source: str) -> Path:
-    return root / recipe / "without_source" / source
+def _ordinary(root: Path, recipe: str) -> Path:
+    return root / recipe / "ordinary"
 
 
-def _write(
-    root: Path, done: Mapping[str, Mapping[str, Any]], sources: Sequence[str], quick: bool
-) -> tuple[Path, Path]:
-    """What the finished runs say, as JSON, figure and table.
+def _without(root: Path, recipe: str) -> Path:
+    """Holds a run for each source held out, by its name."""
+    return root / recipe / "without_source"
+
+
+def _write(root: Path, sources: Sequence[str], quick: bool) -> tuple[Path, Path]:
+    """What all finished runs in `root` say, as JSON, figure and table.
 
     Args:
-      done: recipes of which the ordinary run is finished, with their settings.
+      sources: held out in this call, finished or not; others that are finished come after them.
     """
-    told = {name: told_of(root, name, overrides, sources) for name, overrides in done.items()}
-    last = reproduction.read(root / next(reversed(told)) / "ordinary" / "result.json")
-    content = {
-        "recipes": told,
-        "sources": list(sources),
-        **{key: last[key] for key in ("classes", "device", "versions")},
-    }
+    told = {name: told_of(root, name) for name in RECIPES if _audited(_ordinary(root, name))}
+    found = {source for of in told.values() for source in of["held_out"]}
+    sources = [*sources, *sorted(found.difference(sources))]
+    content = {"recipes": told, "sources": sources}
     picture = functools.partial(draw, told, sources)
     return reproduction.publish("robustness", content, picture, table(told, sources), quick)
 
 
-def told_of(
-    root: Path, recipe: str, overrides: Mapping[str, Any], sources: Sequence[str]
-) -> dict[str, Any]:
+def told_of(root: Path, recipe: str) -> dict[str, Any]:
     """What a recipe's ordinary run, its audit and those of its other runs that are finished say."""
-    result = reproduction.read(root / recipe / "ordinary" / "result.json")
+    folder, without = _ordinary(root, recipe), _without(root, recipe)
+    result = reproduction.read(folder / "result.json")
     shortcuts = result["audit"]["shortcuts"]
-    held_out = {}
-    for source in sources:
-        folder = _without(root, recipe, source)
-        if (folder / "result.json").is_file():
-            held_out[source] = reproduction.held_out(folder)
+    finished = sorted(path.parent for path in without.rglob("result.json"))
     return {
-        "overrides": dict(overrides),
+        "overrides": _overrides(folder),
         **{key: result["test"][key] for key in ("accuracy", "macro_f1")},
         "validation": {key: result["validation"][key] for key in ("accuracy", "macro_f1")},
         "shortcut_scores": shortcuts["scores"],
         **{key: shortcuts[key] for key in ("views", "lungs")},
-        "held_out": held_out,
-        **{
-            key: result[key]
-            for key in ("verdict", "seconds", "epochs", "best_epoch", "n", "test_looks")
+        "held_out": {
+            run.relative_to(without).as_posix(): reproduction.held_out(run) for run in finished
         },
+        **{key: result[key] for key in _KEPT},
+    }
+
+
+def _overrides(folder: Path) -> dict[str, Any]:
+    """Fields in which a run's own config differs from `CONFIG`, but for where things lie."""
+    usual = config_lib.fields(config_lib.load(str(CONFIG)))
+    text = (folder / "config.json").read_text(encoding="utf-8")
+    own = config_lib.fields(config_lib.from_json(text, str(folder / "config.json")))
+    return {
+        field: value
+        for field, value in own.items()
+        if value != usual[field] and field not in PLACES
     }
 
 

@@ -1,5 +1,7 @@
 """Checkpoints: what goes in comes out, and a bad disk or folder is one sentence."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.errors import UserError
+from cxrjax.step import Settings, TrainState
 
 
 def make_tree(seed):
@@ -30,6 +33,65 @@ def test_round_trip_keeps_values_dtypes_and_structure(tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     checkpoints.close()
     assert len([p for p in (tmp_path / "c").iterdir() if p.name.isdigit()]) == 2
+
+
+class OldSettings(NamedTuple):
+    """`step.Settings` as it was before schedules and averaged weights."""
+
+    learning_rate: Any
+    dropout: Any
+    l2: Any
+    class_weights: Any
+    seed: Any
+    steps_per_epoch: Any
+
+
+class OldState(NamedTuple):
+    """`step.TrainState` as it was then; the tuple itself was what a checkpoint held."""
+
+    params: Any
+    frozen: Any
+    batch_stats: Any
+    opt_state: Any
+    step: Any
+    totals: Any
+    settings: OldSettings
+
+
+def old_state(seed):
+    """That state of a made-up network, and the best weights saved beside it."""
+    rng = np.random.default_rng(seed)
+
+    def tensor(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    params = {"backbone": {"conv": {"kernel": tensor(3, 4)}}, "head": {"out": {"bias": tensor(4)}}}
+    settings = OldSettings(
+        *(tensor() for _ in range(3)), tensor(4), jnp.int32(seed), jnp.int32(7 + seed)
+    )
+    stats = {"backbone": {"norm": {"mean": tensor(4), "var": tensor(4)}}}
+    moments = jax.tree.map(lambda leaf: leaf + seed, optax.adam(1e-3).init(params))
+    totals = {"loss": tensor(), "correct": tensor(4), "support": tensor(4)}
+    frozen = {"backbone": {"stem": {"kernel": tensor(2)}}, "head": {}}
+    state = OldState(params, frozen, stats, moments, jnp.int32(70 + seed), totals, settings)
+    best = (jax.tree.map(jnp.negative, params), jax.tree.map(jnp.negative, stats))
+    return state, best
+
+
+def test_checkpoints_of_versions_without_the_options_are_read(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c")
+    was, was_best = old_state(1)
+    checkpoints.save(4, (was, was_best), {}, wait=True)
+    now, now_best = old_state(0)
+    fresh = TrainState(*now[:-1], Settings(*now.settings))
+    held, best = checkpoints.arrays(4, (fresh.held(), now_best))
+    state = TrainState.restored(held)
+    checkpoints.close()
+    assert jax.tree.structure(state) == jax.tree.structure(fresh) and state.average is None
+    ours, theirs = (jax.tree.leaves_with_path(of) for of in ((state, best), (was, was_best)))
+    for (path, got), (where, wanted) in zip(ours, theirs, strict=True):
+        assert path == where and got.dtype == wanted.dtype
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_another_structure_or_a_damaged_checkpoint_is_one_sentence(tmp_path):

@@ -41,7 +41,7 @@ def data_set(config: Config, folder: Path) -> tuple[dict[str, Any], Dataset]:
 
 
 def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> dict[str, Any]:
-    """Audits a finished run's network on the test split; the run's result.json gets the verdict.
+    """Audits a finished run's network on the test split; its result.json gets verdict and looks.
 
     Returns:
       `shortcuts`, see `shortcuts.measure`, `verdict`, and `findings` as those of the data.
@@ -55,7 +55,7 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
             "--config.data.dir at the original data."
         )
     result = result_of(workdir)
-    dataset.record_test_look(data, f"audit of {workdir}")
+    result["test_looks"] = dataset.record_test_look(data, f"audit of {workdir}")
     found = shortcuts.of_split(
         run.predict,
         data,
