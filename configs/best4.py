@@ -22,7 +22,7 @@ def get_config():
     config.model.weights = "imagenet"
     config.model.trainable_layers = -1
     config.model.head.dropout = 0.2
-    config.train.epochs = 12
+    config.train.epochs = 8
     config.train.batch_size = 32
     config.train.optimizer = "adam"
     config.train.learning_rate = 1e-3
