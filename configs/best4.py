@@ -4,7 +4,8 @@ CXRJAX_DATA=COVID-19_Radiography_Dataset.zip CXRJAX_WEIGHTS=weights/ \\
     python -m cxrjax.main --config configs/best4.py
 
 What lies before the last block runs once for each image and is kept, so that two CPU cores train it
-in minutes. What else was tried, and what it reaches: experiments/README.md, "Surpassing them".
+in a quarter of an hour. Test accuracy .951 [.941, .960] on 10,724 of the database's images, with a
+shortcut score of .76; what else was tried: experiments/README.md, "Surpassing them".
 """
 
 from pathlib import Path
