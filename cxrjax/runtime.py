@@ -8,10 +8,18 @@ import importlib.util
 import os
 from pathlib import Path
 
-# With jaxlib 0.10.2 XLA:CPU hands convolutions to YNNPACK, which is half as fast here as Eigen.
-# An unknown flag aborts the process, so it is set only for releases known to have it.
+# XLA:CPU hands convolutions to YNNPACK, which is half as fast as Eigen in jaxlib 0.10.2 and slow at
+# the gradients of kernels in all of these. From 0.11 on oneDNN is there, faster than either.
+# An unknown flag aborts the process, so each is set only for releases known to have it.
 _EIGEN_CONVOLUTIONS = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
-_RELEASES_WITH_FLAG = ("0.10.2",)
+_ONEDNN_CONVOLUTIONS = "--xla_cpu_experimental_onednn_custom_call=true"
+_RELEASES_WITH_FLAG = {
+    "0.10.2": (_EIGEN_CONVOLUTIONS,),
+    **dict.fromkeys(
+        ("0.11.0", "0.11.1", "0.11.2", "0.12.0", "0.12.0.1"),
+        (_EIGEN_CONVOLUTIONS, _ONEDNN_CONVOLUTIONS),
+    ),
+}
 # Of glibc's mallopt(3): blocks of any size come from one heap, which is never trimmed.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -27,11 +35,17 @@ def cache_root(config_cache: str) -> Path:
 
 
 def set_xla_flags() -> None:
-    """Adds the fast convolution flag to XLA_FLAGS, keeping the user's own."""
+    """Adds the flags of fast convolutions to XLA_FLAGS, keeping the user's own."""
     flags = os.environ.get("XLA_FLAGS", "")
-    known = importlib.metadata.version("jaxlib") in _RELEASES_WITH_FLAG
-    if known and "ynn_fusion_type" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {_EIGEN_CONVOLUTIONS}".strip()
+    for flag in _RELEASES_WITH_FLAG.get(importlib.metadata.version("jaxlib"), ()):
+        if flag.partition("=")[0] not in flags:
+            flags = f"{flags} {flag}".strip()
+            os.environ["XLA_FLAGS"] = flags
+
+
+def has_onednn() -> bool:
+    """Whether this process asked XLA:CPU for oneDNN's convolutions and matrix products."""
+    return _ONEDNN_CONVOLUTIONS in os.environ.get("XLA_FLAGS", "")
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cxrjax import runtime
 from cxrjax.models.lowering import (
     average_pool,
     average_pool_same,
@@ -131,3 +132,51 @@ def test_the_stem_over_blocks_equals_the_plain_convolution(shape, size, padding)
     np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
     for ours, plain in zip(*gradients, strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-4)
+
+
+def _plain_convolution(x, kernel, stride, padding):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=layout
+    )
+
+
+@pytest.mark.parametrize("size", [1, 3, (1, 7), 4])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 1), (2, 0))])
+@pytest.mark.parametrize("batch", [2, 160])  # 160 x 9 x 12 rows: a product in parts
+def test_convolution_on_a_cpu_equals_the_plain_one_in_value_and_gradients(
+    size, stride, padding, batch
+):
+    rng = np.random.default_rng(0)
+    height, width = (size, size) if isinstance(size, int) else size
+    x = rng.normal(size=(batch, 9, 12, 6)).astype(np.float32)
+    kernel = rng.normal(size=(height, width, 6, 5)).astype(np.float32)
+    fast = functools.partial(convolve, stride=stride, padding=padding, platform="cpu")
+    plain = functools.partial(_plain_convolution, stride=stride, padding=padding)
+    (value, pull_back), (expected, pull_back_plain) = (jax.vjp(f, x, kernel) for f in (fast, plain))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    weight = rng.normal(size=expected.shape).astype(np.float32)
+    for ours, theirs in zip(pull_back(weight), pull_back_plain(weight), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_convolution_on_a_cpu_keeps_bfloat16(size):
+    x, kernel = jnp.ones((2, 4, 4, 3), jnp.bfloat16), jnp.ones((size, size, 3, 5), jnp.bfloat16)
+    value, pull_back = jax.vjp(lambda *a: convolve(*a, 1, "SAME", platform="cpu"), x, kernel)
+    assert {a.dtype for a in (value, *pull_back(value))} == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.skipif(not runtime.has_onednn(), reason="this jaxlib has no oneDNN")
+def test_gradients_of_kernels_are_not_left_to_onednn():
+    def calls(f):
+        x, kernel = jnp.ones((8, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
+
+        def gradient(x, kernel):
+            value, pull_back = jax.vjp(lambda kernel: f(x, kernel, 1, "SAME"), kernel)
+            return value, pull_back(value)[0]
+
+        return jax.jit(gradient).lower(x, kernel).compile().as_text().count("onednn$conv")
+
+    assert calls(_plain_convolution) > calls(convolve) > 0

@@ -41,3 +41,27 @@ def test_memory_is_kept_only_where_there_is_nothing_but_cpus(monkeypatch, asked,
     monkeypatch.setattr(runtime, "keep_freed_memory", lambda: called.append(True))
     runtime.start()
     assert bool(called) == alone
+
+
+@pytest.mark.parametrize(
+    ("release", "asked", "flags"),
+    [
+        ("0.10.2", "", [runtime._EIGEN_CONVOLUTIONS]),
+        ("0.12.0", "", [runtime._EIGEN_CONVOLUTIONS, runtime._ONEDNN_CONVOLUTIONS]),
+        ("0.12.0", "--mine=1", ["--mine=1", *runtime._RELEASES_WITH_FLAG["0.12.0"]]),
+        (
+            "0.12.0",
+            "--xla_cpu_experimental_onednn_custom_call=false",
+            ["--xla_cpu_experimental_onednn_custom_call=false", runtime._EIGEN_CONVOLUTIONS],
+        ),
+        ("99.0", "--mine=1", ["--mine=1"]),
+    ],
+)
+def test_flags_are_added_where_the_release_knows_them_and_the_user_set_none(
+    monkeypatch, release, asked, flags
+):
+    monkeypatch.setenv("XLA_FLAGS", asked)
+    monkeypatch.setattr(runtime.importlib.metadata, "version", lambda name: release)
+    runtime.set_xla_flags()
+    assert runtime.os.environ["XLA_FLAGS"].split() == flags
+    assert runtime.has_onednn() == (runtime._ONEDNN_CONVOLUTIONS in flags)

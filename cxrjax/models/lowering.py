@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cxrjax import runtime
+
 Padding = str | Sequence[tuple[int, int]]  # "SAME", "VALID" or (before, after) of each axis
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_PARTS = 4  # of the rows of a product; 2 to 32 measure alike on two cores
+_MANY_ROWS = 16384  # below, Eigen's products lose by being in parts, oneDNN's do not
 
 
 def is_cpu(platform: str | None = None) -> bool:
@@ -35,11 +40,76 @@ def convolve(
     """
     if not is_cpu(platform) and x.shape[-1] == 1 and stride == 2 and kernel.shape[:2] != (1, 1):
         return _convolve_blocks(x, kernel, _pairs(x, kernel.shape[:2], stride, padding))
+    if is_cpu(platform):
+        return _convolution_cpu(x, kernel, stride, _pairs(x, kernel.shape[:2], stride, padding))
     return _convolution(x, kernel, stride, padding)
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolution_cpu(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: tuple[tuple[int, int], ...]
+) -> jax.Array:
+    """The plain convolution, with a gradient of the kernel that XLA:CPU is fast at."""
+    return _convolution(x, kernel, stride, padding)
+
+
+def _convolution_forward(x, kernel, stride, padding):
+    return _convolution(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolution_backward(stride, padding, kept, dy):
+    x, kernel = kept
+    (dx,) = jax.linear_transpose(lambda x: _convolution(x, kernel, stride, padding), x)(dy)
+    if kernel.shape[:2] == (1, 1) and stride == 1 and padding == ((0, 0), (0, 0)):
+        return dx, _pointwise_kernel_gradient(x, dy)[None, None].astype(kernel.dtype)
+    return dx, _kernel_gradient(x, dy, kernel.shape[:2], stride, padding)
+
+
+def _pointwise_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """x [B, H, W, in], dy [B, H, W, out] -> [in, out], for a convolution of 1 x 1 pixels.
+
+    A matrix product over very many rows, of which XLA:CPU shares out only the few results among the
+    cores: as a batch of parts of the rows it is up to twice as fast.
+    """
+    rows = x.size // x.shape[-1]
+    parts = math.gcd(rows, _PARTS) if rows >= _MANY_ROWS or runtime.has_onednn() else 1
+    x, dy = (a.reshape(parts, rows // parts, a.shape[-1]) for a in (x, dy))
+    return jnp.einsum("pri,pro->pio", x, dy).sum(0)
+
+
+def _kernel_gradient(
+    x: jax.Array,
+    dy: jax.Array,
+    size: Sequence[int],
+    stride: int,
+    padding: Sequence[tuple[int, int]],
+) -> jax.Array:
+    """x [B, H, W, in], dy [B, h, w, out] -> [*size, in, out], by Eigen's convolution.
+
+    The kernel of this convolution is as large as the image, which oneDNN is slow at. XLA leaves a
+    convolution whose kernel is the result of a reversal to Eigen: so the maps of `dy` are reversed
+    here, and those of the result back again.
+    """
+    around = []
+    for k, side, out, (before, _) in zip(size, x.shape[1:3], dy.shape[1:3], padding, strict=True):
+        around.append((before, k + stride * (out - 1) - side - before))
+    reversed_maps = lax.rev(dy.transpose(1, 2, 0, 3), (3,))
+    gradient = lax.conv_general_dilated(
+        x,
+        reversed_maps,
+        (1, 1),
+        around,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("CHWN", "HWIO", "HWNC"),
+    )
+    return lax.rev(gradient, (3,))
+
+
+_convolution_cpu.defvjp(_convolution_forward, _convolution_backward)
 
 
 def _pairs(
