@@ -189,11 +189,14 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _slug(peak: dict[str, Any]) -> str:
-    """The device in the name of a file: "cpu-2-cores", "nvidia-h100-80gb-hbm3"."""
+    """The device in the name of a file: "cpu-2-cores-jax-0.12.0", "nvidia-h100-80gb-hbm3".
+
+    On a CPU the release of JAX decides, too: it brings the library of convolutions.
+    """
     kind = peak["device"].split(" (")[0].lower()
     if peak["platform"] == "cpu":
-        kind = f"cpu {jobs.threads()} cores"
-    return re.sub(r"[^a-z0-9]+", "-", kind).strip("-")
+        kind = f"cpu {jobs.threads()} cores jax {peak['versions']['jax']}"
+    return re.sub(r"[^a-z0-9.]+", "-", kind).strip("-")
 
 
 def _told(cell: dict[str, Any]) -> str:

@@ -264,7 +264,7 @@ def throughput(monkeypatch):
     import throughput
 
     peak = {"flop_per_second": 1e9, "dtype": "float32", "platform": "cpu", "device": "cpu (cpu)"}
-    monkeypatch.setattr(session, "measured_peak", lambda *_: peak | {"versions": {}})
+    monkeypatch.setattr(session, "measured_peak", lambda *_: peak | {"versions": {"jax": "1.2"}})
     return throughput
 
 
@@ -283,7 +283,7 @@ def test_the_table_goes_on_where_it_stopped(throughput, tmp_path, monkeypatch):
         asked.clear()
         options = ["--models", "densenet121,baseline", "--modes", "full,last20,forward"]
         assert throughput.main([*options, "--out", str(tmp_path), *more]) == 0
-        (path,) = tmp_path.glob("throughput-cpu-*-cores.json")
+        (path,) = tmp_path.glob("throughput-cpu-*-cores-jax-1.2.json")
         return json.loads(path.read_text())["cells"]
 
     monkeypatch.setattr(session, "measure_row", measure_row)
