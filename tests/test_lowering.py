@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cxrjax import runtime
+from cxrjax.models.layers import Conv, Grey
 from cxrjax.models.lowering import (
     average_pool,
     average_pool_same,
@@ -180,3 +181,14 @@ def test_gradients_of_kernels_are_not_left_to_onednn():
         return jax.jit(gradient).lower(x, kernel).compile().as_text().count("onednn$conv")
 
     assert calls(_plain_convolution) > calls(convolve) > 0
+
+
+@pytest.mark.skipif(not runtime.has_onednn(), reason="this jaxlib has no oneDNN")
+def test_the_stem_of_grey_images_keeps_its_map_out_of_onednns_convolution():
+    stem = Conv(np.random.default_rng(0), (7, 7, 3, 64), stride=2)
+
+    def apply(pixels):
+        return stem(Grey(pixels, scale=(1.0, 1.0, 1.0), offset=(0.5, 0.5, 0.5)))
+
+    text = jax.jit(apply).lower(jnp.ones((8, 64, 64, 1), jnp.bfloat16)).compile().as_text()
+    assert "onednn$conv" in text and "BINARY_ADD" not in text

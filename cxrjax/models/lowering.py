@@ -66,7 +66,8 @@ def _convolution_backward(stride, padding, kept, dy):
     (dx,) = jax.linear_transpose(lambda x: _convolution(x, kernel, stride, padding), x)(dy)
     if kernel.shape[:2] == (1, 1) and stride == 1 and padding == ((0, 0), (0, 0)):
         return dx, _pointwise_kernel_gradient(x, dy)[None, None].astype(kernel.dtype)
-    return dx, _kernel_gradient(x, dy, kernel.shape[:2], stride, padding)
+    d_kernel = _kernel_gradient(x, dy, kernel.shape[:2], stride, padding)
+    return dx, d_kernel.astype(kernel.dtype)
 
 
 def _pointwise_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
@@ -97,6 +98,7 @@ def _kernel_gradient(
     around = []
     for k, side, out, (before, _) in zip(size, x.shape[1:3], dy.shape[1:3], padding, strict=True):
         around.append((before, k + stride * (out - 1) - side - before))
+    x, dy = x.astype(jnp.float32), dy.astype(jnp.float32)  # Eigen has nothing fast for bfloat16
     reversed_maps = lax.rev(dy.transpose(1, 2, 0, 3), (3,))
     gradient = lax.conv_general_dilated(
         x,
