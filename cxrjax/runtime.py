@@ -6,6 +6,7 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import platform
 from pathlib import Path
 
 # XLA:CPU hands convolutions to YNNPACK, which is half as fast as Eigen in jaxlib 0.10.2 and slow at
@@ -36,16 +37,25 @@ def cache_root(config_cache: str) -> Path:
 
 def set_xla_flags() -> None:
     """Adds the flags of fast convolutions to XLA_FLAGS, keeping the user's own."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    for flag in _RELEASES_WITH_FLAG.get(importlib.metadata.version("jaxlib"), ()):
-        if flag.partition("=")[0] not in flags:
-            flags = f"{flags} {flag}".strip()
-            os.environ["XLA_FLAGS"] = flags
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    if any(not flag.startswith("-") for flag in flags):
+        return  # the name of a file of flags
+    asked = {flag.partition("=")[0] for flag in flags}
+    known = _RELEASES_WITH_FLAG.get(importlib.metadata.version("jaxlib"), ())
+    added = [flag for flag in known if flag.partition("=")[0] not in asked]
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        added = [flag for flag in added if flag != _ONEDNN_CONVOLUTIONS]  # not built in there
+    if added:
+        os.environ["XLA_FLAGS"] = " ".join(flags + added)
 
 
 def has_onednn() -> bool:
-    """Whether this process asked XLA:CPU for oneDNN's convolutions and matrix products."""
-    return _ONEDNN_CONVOLUTIONS in os.environ.get("XLA_FLAGS", "")
+    """Whether this process asked XLA:CPU for oneDNN's convolutions, in a release that has them."""
+    name = _ONEDNN_CONVOLUTIONS.partition("=")[0]
+    flags = (flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split())
+    asked = [value.lower() for flag, _, value in flags if flag == name]
+    known = _RELEASES_WITH_FLAG.get(importlib.metadata.version("jaxlib"), ())
+    return _ONEDNN_CONVOLUTIONS in known and asked[-1:] in (["true"], ["1"])
 
 
 def keep_freed_memory() -> None:

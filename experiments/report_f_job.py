@@ -109,6 +109,8 @@ _TOLD = (
     "train.class_weights",
     "train.precision",
     "augment.shift",
+    "cache.dtype",
+    "eval.shortcuts",
 )
 
 

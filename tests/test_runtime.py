@@ -55,6 +55,7 @@ def test_memory_is_kept_only_where_there_is_nothing_but_cpus(monkeypatch, asked,
             ["--xla_cpu_experimental_onednn_custom_call=false", runtime._EIGEN_CONVOLUTIONS],
         ),
         ("99.0", "--mine=1", ["--mine=1"]),
+        ("0.12.0", "file_of_flags", ["file_of_flags"]),
     ],
 )
 def test_flags_are_added_where_the_release_knows_them_and_the_user_set_none(
@@ -62,6 +63,30 @@ def test_flags_are_added_where_the_release_knows_them_and_the_user_set_none(
 ):
     monkeypatch.setenv("XLA_FLAGS", asked)
     monkeypatch.setattr(runtime.importlib.metadata, "version", lambda name: release)
+    monkeypatch.setattr(runtime.platform, "machine", lambda: "x86_64")
     runtime.set_xla_flags()
     assert runtime.os.environ["XLA_FLAGS"].split() == flags
     assert runtime.has_onednn() == (runtime._ONEDNN_CONVOLUTIONS in flags)
+
+
+@pytest.mark.parametrize(
+    ("release", "flags", "has"),
+    [
+        ("0.12.0", "=true", True),
+        ("0.12.0", "=1", True),
+        ("0.12.0", "=true --xla_cpu_experimental_onednn_custom_call=false", False),
+        ("0.10.2", "=true", False),  # it knows the flag and does nothing
+    ],
+)
+def test_the_last_flag_of_a_release_with_onednn_counts(monkeypatch, release, flags, has):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_cpu_experimental_onednn_custom_call{flags}")
+    monkeypatch.setattr(runtime.importlib.metadata, "version", lambda name: release)
+    assert runtime.has_onednn() == has
+
+
+def test_onednn_is_not_asked_for_where_it_is_not_built_in(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(runtime.importlib.metadata, "version", lambda name: "0.12.0")
+    monkeypatch.setattr(runtime.platform, "machine", lambda: "arm64")
+    runtime.set_xla_flags()
+    assert runtime.os.environ["XLA_FLAGS"] == runtime._EIGEN_CONVOLUTIONS
