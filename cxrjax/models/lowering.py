@@ -18,8 +18,8 @@ from jax import lax
 
 from cxrjax import runtime
 
-# "SAME", "VALID" or (before, after) of each axis, none negative: of jaxlib 0.10.2 Eigen's convolution
-# reads beyond the image then, whoever calls it.
+# "SAME", "VALID" or (before, after) of each axis, none negative: Eigen's convolution in jaxlib
+# 0.10.2 then reads beyond the image, whoever calls it.
 Padding = str | Sequence[tuple[int, int]]
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _PARTS = 4  # of the rows of a product; 2 to 32 measure alike on two cores
