@@ -81,8 +81,8 @@ def _pointwise_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     rows = x.size // x.shape[-1]
     parts = math.gcd(rows, _PARTS) if rows >= _MANY_ROWS or runtime.has_onednn() else 1
     x, dy = (a.reshape(parts, rows // parts, a.shape[-1]) for a in (x, dy))
-    products = jnp.einsum("pri,pro->pio", x, dy, preferred_element_type=jnp.float32)
-    return products.sum(0)
+    # In the dtype of the maps: bfloat16 products in float32 are a tenth of a training step slower.
+    return jnp.einsum("pri,pro->pio", x, dy).sum(0, dtype=jnp.float32)
 
 
 def _kernel_gradient(
