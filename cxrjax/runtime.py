@@ -41,8 +41,7 @@ def set_xla_flags() -> None:
     if any(not flag.startswith("-") for flag in flags):
         return  # the name of a file of flags
     asked = {flag.partition("=")[0] for flag in flags}
-    known = _RELEASES_WITH_FLAG.get(importlib.metadata.version("jaxlib"), ())
-    added = [flag for flag in known if flag.partition("=")[0] not in asked]
+    added = [flag for flag in _known_flags() if flag.partition("=")[0] not in asked]
     if platform.machine().lower() not in ("x86_64", "amd64"):
         added = [flag for flag in added if flag != _ONEDNN_CONVOLUTIONS]  # not built in there
     if added:
@@ -54,8 +53,11 @@ def has_onednn() -> bool:
     name = _ONEDNN_CONVOLUTIONS.partition("=")[0]
     flags = (flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split())
     asked = [value.lower() for flag, _, value in flags if flag == name]
-    known = _RELEASES_WITH_FLAG.get(importlib.metadata.version("jaxlib"), ())
-    return _ONEDNN_CONVOLUTIONS in known and asked[-1:] in (["true"], ["1"])
+    return _ONEDNN_CONVOLUTIONS in _known_flags() and asked[-1:] in (["true"], ["1"])
+
+
+def _known_flags() -> tuple[str, ...]:
+    return _RELEASES_WITH_FLAG.get(importlib.metadata.version("jaxlib"), ())
 
 
 def keep_freed_memory() -> None:

@@ -40,10 +40,11 @@ def convolve(
       platform: as for `max_pool`. cuDNN has no fast kernel for one input channel, so the stem of
         grey images goes over blocks of pixels instead.
     """
-    if not is_cpu(platform) and x.shape[-1] == 1 and stride == 2 and kernel.shape[:2] != (1, 1):
-        return _convolve_blocks(x, kernel, _pairs(x, kernel.shape[:2], stride, padding))
+    size = kernel.shape[:2]
     if is_cpu(platform):
-        return _convolution_cpu(x, kernel, stride, _pairs(x, kernel.shape[:2], stride, padding))
+        return _convolution_cpu(x, kernel, stride, _pairs(x, size, stride, padding))
+    if x.shape[-1] == 1 and stride == 2 and size != (1, 1):
+        return _convolve_blocks(x, kernel, _pairs(x, size, stride, padding))
     return _convolution(x, kernel, stride, padding)
 
 
