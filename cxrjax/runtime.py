@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import warnings
 from pathlib import Path
 
 # XLA:CPU hands convolutions to YNNPACK, which is half as fast as Eigen in jaxlib 0.10.2 and slow at
@@ -91,7 +92,8 @@ def start(cache: Path | None = None) -> None:
 
     Args:
       cache: folder in which compiled programs are kept between runs; None keeps none. A
-        JAX_COMPILATION_CACHE_DIR of the user's goes before it.
+        JAX_COMPILATION_CACHE_DIR of the user's goes before it. Programs with convolutions of
+        oneDNN's are never kept.
     """
     set_xla_flags()
     # Only there: with one heap the threads that compile for a GPU wait for each other, minutes
@@ -106,6 +108,11 @@ def start(cache: Path | None = None) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     if cache is not None and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    if has_onednn():
+        # XLA has no way to store oneDNN's calls: such programs are compiled at every start, which
+        # is nothing that a user could mend.
+        unkept = "Error writing persistent compilation cache entry.*bad_alloc"
+        warnings.filterwarnings("ignore", unkept, UserWarning)
 
 
 def out_of_memory(error: Exception) -> bool:

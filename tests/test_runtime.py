@@ -84,6 +84,27 @@ def test_the_last_flag_of_a_release_with_onednn_counts(monkeypatch, release, fla
     assert runtime.has_onednn() == has
 
 
+CONVOLUTION = """
+import sys
+from pathlib import Path
+from cxrjax import runtime
+runtime.start(Path(sys.argv[1]))
+import jax, jax.numpy as jnp
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+images, kernel = jnp.ones((4, 32, 32, 16)), jnp.ones((3, 3, 16, 32))
+jax.jit(lambda x, k: jax.lax.conv_general_dilated(
+    x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))(images, kernel)
+jax.jit(lambda x: x @ x)(jnp.ones((64, 64)))
+"""
+
+
+def test_programs_that_cannot_be_kept_are_no_matter_for_the_user(tmp_path):
+    command = [sys.executable, "-c", CONVOLUTION, str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    assert list(tmp_path.iterdir())  # the product of matrices, whatever became of the other
+
+
 def test_onednn_is_not_asked_for_where_it_is_not_built_in(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setattr(runtime.importlib.metadata, "version", lambda name: "0.12.0")
