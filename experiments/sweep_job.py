@@ -16,6 +16,7 @@ Points have one shape when network, filters and batch size are equal. For sweeps
 of a point more is measured too: the sweep of one point and of all, for the same fixed numbers of
 epochs without early stopping. With --views there is a second, stronger peer: a user of Keras who
 thought of storing the features of as many views himself and fits heads on them ("keras_stored").
+With --ours a sweep that was run before is taken for ours, its trials' seconds added up.
 Other settings as on the sweep's command line: --config.field=value,
 --grid.field=values. Writes experiments/results/sweep_job-NAME.json.
 """
@@ -26,7 +27,6 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import report_f_job
+from extrapolation import cost_of_a_point, drift, extrapolate
 
 from cxrjax import build, cli, log
 from cxrjax.bench import job as jobs
@@ -41,7 +42,8 @@ from cxrjax.data import dataset
 from cxrjax.errors import UserError
 from cxrjax.models import registry
 from cxrjax.runtime import describe
-from cxrjax.sweep import grid
+from cxrjax.sweep import grid, search
+from cxrjax.sweep.trials import Trials
 
 HERE = Path(__file__).resolve().parent
 _HEAD_EPOCHS = 10  # of a head on stored features: they take a fraction of a second each
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     arguments, rest = _parser().parse_known_args(argv)
+    if arguments.shards < 1:
+        raise UserError(f"--shards is {arguments.shards}; give 1 or more.")
     if arguments.keras_epochs < 2:
         raise UserError("--keras-epochs must be 2 or more: the first one is not like the others.")
     overrides, values = cli.parse_settings(rest, ("config", "grid"))
@@ -87,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cost-epochs", default="1,4", help="runs for the cost of a point more; empty: none"
     )
+    parser.add_argument("--ours", type=Path, help="folder of a finished sweep, not run anew")
+    parser.add_argument("--shards", type=int, default=1, help="commands at a time that it took")
     parser.add_argument("--whole", action="store_true", help="then time the sweep's end as well")
     parser.add_argument("--python", default=sys.executable, help="interpreter with Keras")
     parser.add_argument("--only", choices=("ours", "keras", "cost"), help="one part")
@@ -185,13 +191,11 @@ class Job:
 
     def ours(self) -> dict[str, Any]:
         """Seconds of the search as a command, the epochs of each trial, maybe the end's seconds."""
+        if self.options.ours:
+            return recorded(self.sweep.points, self.options.ours, self.options.shards)
         folder = self.root / "ours"
         seconds = self._sweep(folder, {"sweep.finish": "none"})
-        lines = (folder / "trials.jsonl").read_text().splitlines()
-        trials = {record["key"]: record for record in map(json.loads, lines)}
-        kept = ("values", "seed", "status", "epochs", "best_epoch", "seconds", "how", "validation")
-        own = [trials[point.key] for point in self.sweep.points]
-        told = {"search_seconds": seconds, "trials": [{k: t[k] for k in kept} for t in own]}
+        told = {"search_seconds": seconds, "trials": trials_of(self.sweep.points, folder)}
         if self.options.whole:
             told["finish_seconds"] = self._sweep(folder, {}, cold=False)
             told["seconds"] = seconds + told["finish_seconds"]
@@ -304,69 +308,33 @@ def shape(job: Mapping[str, Any]) -> str:
     return f"{job['network']}{width}, batch {job['batch_size']}"
 
 
-def extrapolate(
-    measured: Sequence[Mapping[str, Any]], shapes: Sequence[str], epochs: Sequence[int]
-) -> dict[str, Any]:
-    """Seconds of each point at another number of epochs, from measured points of its shape.
+def recorded(points: Sequence[grid.Point], folder: Path, shards: int) -> dict[str, Any]:
+    """Seconds and trials of a search that was run before, as so many commands at a time.
 
-    Args:
-      measured: lines of keras_sweep.py with "shape"; of several of one shape the epochs are pooled
-        and the fixed seconds averaged.
-      shapes, epochs: of each point.
-    Returns:
-      "points": seconds; "fastest": the same with each shape's fastest later epoch instead of their
-      median, a lower bound on a machine that stalls now and then; "shapes": for each shape
-      measured, "fixed" seconds, those of the median "epoch" and of the "fastest".
+    The seconds are those of the trials of the longest command: neither its start nor what was lost
+    when it was stopped is in them.
+    """
+    trials = trials_of(points, folder)
+    seconds = {point.key: t["seconds"] for point, t in zip(points, trials, strict=True)}
+    parts = [search.shard(points, i, shards) for i in range(shards)]
+    sums = [sum(seconds[point.key] for point in part) for part in parts]
+    return {"search_seconds": max(sums), "shard_seconds": sums, "trials": trials}
+
+
+def trials_of(points: Sequence[grid.Point], folder: Path) -> list[dict[str, Any]]:
+    """What a sweep's ledger says of each point.
+
     Raises:
-      UserError: for a shape that was not measured.
+      UserError: where a trial is missing.
     """
-    known: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(line["shape"] for line in measured):
-        lines = [line for line in measured if line["shape"] == name]
-        later = [second for line in lines for second in line["epoch_seconds"][1:]]
-        epoch = statistics.median(later)
-        fixed = statistics.mean(
-            line["seconds"] - sum(line["epoch_seconds"][1:]) - epoch for line in lines
+    known = Trials(folder).records()
+    if missing := [point.values for point in points if point.key not in known]:
+        raise UserError(
+            f"{folder} lacks {len(missing)} of {len(points)} trials, among them {missing[0]}; "
+            "finish that sweep first, or name what it has by --grid.FIELD=VALUES."
         )
-        known[name] = {"fixed": fixed, "epoch": epoch, "fastest": min(later)}
-    if missing := sorted(set(shapes) - set(known)):
-        raise UserError(f"no point of the shape {missing[0]} was measured; add to --keras-points.")
-    told = {
-        name: [known[s]["fixed"] + n * known[s][which] for s, n in zip(shapes, epochs, strict=True)]
-        for name, which in (("points", "epoch"), ("fastest", "fastest"))
-    }
-    return told | {"shapes": known}
-
-
-def drift(measured: Sequence[Mapping[str, Any]]) -> float:
-    """An epoch of the first point as it was measured last, over the same at first."""
-    same = [line for line in measured if line["point"] == measured[0]["point"]]
-    first, last = (statistics.median(line["epoch_seconds"][1:]) for line in (same[0], same[-1]))
-    return last / first
-
-
-def cost_of_a_point(runs: Mapping[int, Mapping[str, float]], n: int) -> dict[str, Any]:
-    """What a point more costs, as a share of a point alone.
-
-    Args:
-      runs: epochs -> seconds of the command with "one" point and with "all".
-      n: points of all, at least 2.
-    Returns:
-      "commands": of whole commands, by epochs; "per_epoch": of what an epoch more takes between the
-      fewest and the most epochs, free of start and compilation (None with one number of epochs).
-    """
-    commands = {
-        str(epochs): dict(run) | {"share": (run["all"] - run["one"]) / (n - 1) / run["one"]}
-        for epochs, run in runs.items()
-    }
-    fewest, most = min(runs), max(runs)
-    if fewest == most:
-        return {"commands": commands, "per_epoch": None}
-    one, every = (
-        (runs[most][which] - runs[fewest][which]) / (most - fewest) for which in ("one", "all")
-    )
-    share = (every - one) / (n - 1) / one
-    return {"commands": commands, "per_epoch": {"one": one, "all": every, "share": share}}
+    kept = ("values", "seed", "status", "epochs", "best_epoch", "seconds", "how", "validation")
+    return [{k: known[point.key][k] for k in kept} for point in points]
 
 
 if __name__ == "__main__":

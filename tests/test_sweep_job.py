@@ -13,10 +13,12 @@ from test_loop import ROOT
 from cxrjax import config
 from cxrjax.bench import job as jobs
 from cxrjax.errors import UserError
-from cxrjax.sweep import grid
+from cxrjax.sweep import grid, search
+from cxrjax.sweep.trials import Trials
 
 SWEEPS = ROOT / "configs" / "sweeps"
 sys.path.insert(0, str(ROOT / "experiments"))
+import extrapolation  # noqa: E402
 import report_f_job  # noqa: E402
 import sweep_job  # noqa: E402
 
@@ -50,7 +52,7 @@ def test_an_extrapolated_point_is_the_measured_one_at_its_epochs(later, fixed, e
     typical = float(np.median(later))
     line = {"shape": "a", "epoch_seconds": [typical + 3, *later], "seconds": 0.0}
     line["seconds"] = sum(line["epoch_seconds"]) + fixed
-    told = sweep_job.extrapolate([line], ["a"] * len(epochs), epochs)
+    told = extrapolation.extrapolate([line], ["a"] * len(epochs), epochs)
     want = [fixed + 3 + n * typical for n in epochs]
     assert told["points"] == pytest.approx(want)
     assert told["fastest"] == pytest.approx([fixed + 3 + n * min(later) for n in epochs])
@@ -78,24 +80,44 @@ def test_shapes_are_not_mixed_and_none_may_lack():
         {"shape": shape, "seconds": 10.0 + 2 * epoch, "epoch_seconds": [epoch, epoch]}
         for shape, epoch in (("a", 1.0), ("b", 5.0), ("a", 3.0))
     ]
-    told = sweep_job.extrapolate(lines, ["b", "a"], [2, 4])
+    told = extrapolation.extrapolate(lines, ["b", "a"], [2, 4])
     assert told["points"] == [20, 18] and told["fastest"] == [20, 14]
     assert told["shapes"]["a"] == {"fixed": 10, "epoch": 2, "fastest": 1}
     with pytest.raises(UserError, match="shape c was measured"):
-        sweep_job.extrapolate(lines, ["a", "c"], [1, 1])
+        extrapolation.extrapolate(lines, ["a", "c"], [1, 1])
     lines = [{"point": p, "epoch_seconds": [9.0, s]} for p, s in ((4, 2.0), (5, 7.0), (4, 3.0))]
-    assert sweep_job.drift(lines) == 1.5
+    assert extrapolation.drift(lines) == 1.5
 
 
 def test_cost_of_a_point_more():
-    told = sweep_job.cost_of_a_point(
+    told = extrapolation.cost_of_a_point(
         {4: {"one": 100.0, "all": 126.0}, 1: {"one": 40.0, "all": 56.0}}, 27
     )
     assert told["commands"]["4"]["share"] == pytest.approx(0.01)
     assert told["commands"]["1"]["share"] == pytest.approx(16 / 26 / 40)
     assert told["per_epoch"]["one"] == 20
     assert told["per_epoch"]["share"] == pytest.approx(10 / 3 / 26 / 20)
-    assert sweep_job.cost_of_a_point({2: {"one": 1.0, "all": 2.0}}, 27)["per_epoch"] is None
+    assert extrapolation.cost_of_a_point({2: {"one": 1.0, "all": 2.0}}, 27)["per_epoch"] is None
+
+
+def test_a_search_run_before_takes_as_long_as_its_longest_command(tmp_path):
+    points = grid.load(str(SWEEPS / "baseline2.py"), {}, {"model.filters": "8"}).points
+    accuracy = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 4}
+    record = {"seed": 0, "status": "finished", "best_epoch": 1, "how": "alone", "data": "d"}
+    record["validation"] = {"loss": 0.7, "accuracy": accuracy}
+    for number, point in enumerate(points[:-1]):
+        of_point = {"key": point.key, "values": point.values, "epochs": number, "seconds": number}
+        Trials(tmp_path).append(record | of_point, {})
+    with pytest.raises(UserError, match=r"lacks 1 of 18 trials.*'train.optimizer': 'sgd'"):
+        sweep_job.trials_of(points, tmp_path)
+    had = points[:-1]
+    assert [t["epochs"] for t in sweep_job.trials_of(had, tmp_path)] == list(range(17))
+    assert sweep_job.recorded(had, tmp_path, 1)["search_seconds"] == sum(range(17))
+    told = sweep_job.recorded(had, tmp_path, 2)
+    shards = [{point.key for point in search.shard(had, i, 2)} for i in (0, 1)]
+    sums = [sum(i for i, point in enumerate(had) if point.key in part) for part in shards]
+    assert told["shard_seconds"] == sums and sum(sums) == sum(range(17))
+    assert told["search_seconds"] == max(sums) > min(sums)
 
 
 def test_what_decides_an_epochs_seconds():
