@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -93,16 +92,9 @@ def result_of(workdir: Path) -> dict[str, Any]:
     """The content of a run's result.json.
 
     Raises:
-      UserError: when the run is not finished, or left the test split alone.
+      UserError: when the run is not finished, its file is damaged, or it left the test split alone.
     """
-    path = workdir / "result.json"
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); finish the run first by python -m cxrjax.main "
-            f"--workdir {workdir}."
-        ) from error
+    result = predictions.result_of(workdir)
     if "test" not in result:
         raise predictions.untested(workdir)
     return result

@@ -83,10 +83,6 @@ class Table:
         for k, line in enumerate(self._lines):
             line.set_description_str(_cut(texts[k], width) if k < len(texts) else "")
 
-    def say(self, message: str) -> None:
-        """Prints a line above the table."""
-        log.say(message)
-
     def close(self) -> None:
         """Takes the table off the terminal."""
         while self._lines:

@@ -68,10 +68,6 @@ class Trials:
             raise UserError(f"{self.file} cannot be read: {reason}; {_REMEDY}.") from error
         return dict(self._records)
 
-    def finished(self) -> set[str]:
-        """Keys of the trials that ran to their end."""
-        return {key for key, record in self.records().items() if record["status"] == FINISHED}
-
     def over(self) -> set[str]:
         """Keys of the trials that ended, however they did."""
         return set(self.records())
