@@ -93,7 +93,7 @@ def operating_points(
       for each class `required_sensitivity`, `threshold` (0: too few validation images for anything
       above), and of the test split `sensitivity` and `specificity`, each {value, low, high, n}.
     """
-    least = conformal.fit(validation[0], validation[1], required)
+    least = conformal.fit(*validation, required)
     cuts = _drawn_thresholds(validation, required, resamples, seed + 1)
     scores, labels, groups = test
     classes = range(scores.shape[1])
@@ -130,6 +130,7 @@ def _rates(below: np.ndarray, positive: np.ndarray, drawn: np.ndarray) -> dict[s
 def _drawn_thresholds(validation: Scored, required: float, resamples: int, seed: int) -> np.ndarray:
     """The cuts fitted in each resample of the validation split, float [R, K]."""
     scores, labels, groups = validation
+    shares = conformal.shares_of(labels, groups)
     cuts = np.empty([resamples, scores.shape[1]])
     done = 0
     for drawn in bootstrap.weights(groups, resamples, seed):
@@ -138,12 +139,11 @@ def _drawn_thresholds(validation: Scored, required: float, resamples: int, seed:
         for k in range(scores.shape[1]):
             own = np.flatnonzero(labels == k)
             own = own[np.argsort(scores[own, k])]
-            passed = drawn[:, own].cumsum(axis=1)
-            n = drawn[:, own].sum(axis=1)
-            rank = n + 1 - np.ceil((n + 1) * required * (1 - 1e-6))
-            at = (passed < rank[:, None]).sum(axis=1)  # the first whose copies reach the rank
+            passed = (drawn[:, own] * shares[own]).cumsum(axis=1)
+            below = conformal.allowed((drawn[:, own] * shares[own]).sum(axis=1), required)
+            at = (passed <= below[:, None]).sum(axis=1)  # the first whose copies go beyond it
             ranked = np.concatenate([[0.0], scores[own, k]])
-            cuts[part, k] = ranked[np.where(rank > 0, at + 1, 0)]
+            cuts[part, k] = ranked[np.where(below >= 0, at + 1, 0)]
     return cuts
 
 

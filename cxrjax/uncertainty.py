@@ -55,9 +55,9 @@ def assess(
         validation.probabilities, validation.labels, validation.groups, resamples, seed
     )
     fitted = calibration.scaled(validation.probabilities, temperature["value"])
-    least = conformal.fit(fitted, validation.labels, aims.conformal_level)
+    least = conformal.fit(fitted, validation.labels, validation.groups, aims.conformal_level)
     cut = selective.abstention_threshold(fitted.max(axis=1), aims.coverage)
-    points = conformal.fit(fitted, validation.labels, aims.sensitivity)
+    points = conformal.fit(fitted, validation.labels, validation.groups, aims.sensitivity)
     found: dict[str, Any] = {
         "fitted_on": "validation",
         "fitted_on_training_images": seen,

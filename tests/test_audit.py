@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,36 @@ def test_files_sources_and_patients_that_tell_the_class(tmp_path, folder):
     assert 0.95 < v["low"] <= v["value"] <= v["high"] <= 1 and v["n"] == 160
     assert report["sources"]["table"]["hospital 0"]["perihilar"] == 0
     assert (tmp_path / "figures/sources.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("n", "hospitals", "films", "link", "v"),
+    [
+        (100, 3, 1, 0.0, 0.0),
+        (480, 24, 1, 0.0, 0.0),
+        (2000, 50, 1, 0.0, 0.0),
+        (960, 8, 8, 0.0, 0.0),
+        (480, 16, 1, 0.5, 0.5),
+        (960, 4, 8, 0.8, 0.8),
+    ],
+)
+def test_many_hospitals_and_films_of_one_patient_raise_nothing_by_chance(
+    n, hospitals, films, link, v
+):
+    """Patients of four classes and of hospitals that tell the class of a share `link` of them."""
+    found = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        of = rng.integers(hospitals, size=n // films)
+        labels = np.where(rng.random(len(of)) < link, of % 4, rng.integers(4, size=len(of)))
+        patient = np.repeat(np.arange(len(of)), films)
+        store = SimpleNamespace(sources=[f"h{k}" for k in of[patient]], labels=labels[patient])
+        data = SimpleNamespace(store=store, groups=patient, classes=tuple("abcd"))
+        found.append(data_audit.by_source(data)["cramers_v"])
+    assert all(0 <= each["low"] <= each["value"] <= each["high"] <= 1 for each in found)
+    assert sum(each["low"] > data_audit.CRAMERS_V_ALARM for each in found) == (12 if link else 0)
+    # The root of what strays about nought is above nought.
+    assert abs(np.mean([each["value"] for each in found]) - v) < (0.03 if link else 0.1)
 
 
 def test_a_patient_on_two_sides_of_given_splits_is_found(tmp_path, folder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_conformal import plain_threshold
+from test_conformal import grouped_threshold
 
 from cxrjax import bootstrap, selective
 
@@ -57,7 +57,10 @@ def test_operating_points_are_those_of_a_plain_double_bootstrap(grouped, require
         fitted = []
         for v in (np.ones(60, int), *first):
             own = np.repeat(validation[1], v) == k
-            fitted.append(plain_threshold(np.repeat(validation[0][:, k], v)[own], required))
+            copies = np.concatenate([np.arange(times) for times in v])
+            drawn = 1000 * np.repeat(validation[2], v) + copies  # a group drawn twice is two
+            scores = np.repeat(validation[0][:, k], v)[own]
+            fitted.append(grouped_threshold(scores, drawn[own], required))
         assert point["threshold"] == pytest.approx(fitted[0])
         rates = []
         for w, cut in zip([np.ones(80, int), *second], fitted, strict=True):

@@ -14,7 +14,12 @@ import numpy as np
 
 from cxrjax import bootstrap
 from cxrjax.audit import doubts, predictability, statistics
-from cxrjax.data.dataset import Dataset, cramers_v, histograms
+from cxrjax.data.dataset import (
+    Dataset,
+    association,
+    histograms,
+    mean_square_contingency,
+)
 from cxrjax.data.sources import Source
 
 # Lower ends of the 95 % intervals above which an association is a finding. Chance lies far below
@@ -77,7 +82,7 @@ def audit(data: Dataset, source: Source) -> dict[str, Any]:
         },
         "leaks": data.audit["leaks"],
         "label_conflicts": data.audit["label_conflicts"],
-        "sources": association(data),
+        "sources": by_source(data),
         "predictability": told,
         "label_doubts": doubts.find(films, data),
         "skipped": data.audit["skipped"],
@@ -85,7 +90,7 @@ def audit(data: Dataset, source: Source) -> dict[str, Any]:
     return {"findings": findings(report)} | report
 
 
-def association(data: Dataset) -> dict[str, Any]:
+def by_source(data: Dataset) -> dict[str, Any]:
     """How far the source tells the class: Cramer's V with its interval, and the table.
 
     Over images whose source is known; None where sources do not vary. The interval is a bootstrap
@@ -98,16 +103,8 @@ def association(data: Dataset) -> dict[str, Any]:
     labels = store.labels[known]
     table = np.zeros((len(names), len(data.classes)), int)
     np.add.at(table, (which, labels), 1)
-    value, bounds = cramers_v(table), (None, None)
-    if value is not None:
-        bounds = _spread(which, labels, data.groups[known], table.shape)
     return {
-        "cramers_v": {
-            "value": value,
-            "low": bounds[0],
-            "high": bounds[1],
-            "n": int(known.sum()),
-        },
+        "cramers_v": _cramers_v(table, which, labels, data.groups[known]),
         "unknown": int((~known).sum()),
         "table": {
             str(names[i]): dict(zip(data.classes, table[i].tolist(), strict=True))
@@ -116,18 +113,41 @@ def association(data: Dataset) -> dict[str, Any]:
     }
 
 
-def _spread(
-    rows: np.ndarray, columns: np.ndarray, groups: np.ndarray, shape: tuple[int, ...]
-) -> tuple[float, float]:
-    """95 % interval of Cramer's V of the table of `rows` and `columns`, over groups."""
-    cell, size = np.ravel_multi_index((rows, columns), shape), shape[0] * shape[1]
-    drawn = [
-        cramers_v(np.bincount(cell, weights, size).reshape(shape)) or 0.0
-        for part in bootstrap.weights(groups, _RESAMPLES, seed=0)
-        for weights in part
-    ]
-    low, high = bootstrap.interval(np.array(drawn))
-    return float(low), float(high)
+def _cramers_v(
+    table: np.ndarray, rows: np.ndarray, columns: np.ndarray, groups: np.ndarray
+) -> dict[str, Any]:
+    """Cramer's V of a table as {value, low, high, n}, None where a variable does not vary.
+
+    Chance adds to phi squared, and a resample of the groups adds as much once more as the sample
+    had; what the resamples add on average is taken off the value once and off them twice. Of images
+    that are a group each this is Bergsma's correction; films of one patient, which share source and
+    class, add more than it knows.
+
+    Args:
+      table: int [R, C]; rows, columns: int [N], the examples in it; groups: int [N].
+    """
+    entry = {"value": None, "low": None, "high": None, "n": len(rows)}
+    used = [int(table.any(axis=axis).sum()) for axis in (1, 0)]
+    if min(used) < 2:
+        return entry
+    cell = np.ravel_multi_index((rows, columns), table.shape)
+    drawn = np.array(
+        [
+            mean_square_contingency(np.bincount(cell, weights, table.size).reshape(table.shape))
+            for part in bootstrap.weights(groups, _RESAMPLES, seed=0)
+            for weights in part
+        ]
+    )
+    phi2 = mean_square_contingency(table)
+    added = drawn.mean() - phi2
+    value, *bounds = association(
+        np.array([phi2 - added, *(bootstrap.interval(drawn) - 2 * added)]),
+        *used,
+        len(np.unique(groups)),
+    )
+    if np.isnan(value):
+        return entry
+    return entry | {"value": float(value), "low": float(bounds[0]), "high": float(bounds[1])}
 
 
 def findings(report: dict[str, Any]) -> list[dict[str, str]]:

@@ -292,17 +292,35 @@ def cramers_v(table: np.ndarray) -> float | None:
     variables give 0 rather than something above it. None when a variable does not vary.
     """
     table = np.asarray(table, float)
-    table = table[table.any(axis=1)][:, table.any(axis=0)]
-    rows, columns = table.shape
+    rows, columns = (int(table.any(axis=axis).sum()) for axis in (1, 0))
     n = table.sum()
     if min(rows, columns) < 2 or n < 2:
         return None
+    by_chance = (rows - 1) * (columns - 1) / (n - 1)
+    found = association(mean_square_contingency(table) - by_chance, rows, columns, n)
+    return None if np.isnan(found) else float(found)
+
+
+def mean_square_contingency(table: np.ndarray) -> float:
+    """Pearson's phi squared: chi squared over the number of counts, of a table with some."""
+    n = table.sum()
     expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / n
-    phi2 = ((table - expected) ** 2 / expected).sum() / n
-    phi2 = max(0.0, phi2 - (rows - 1) * (columns - 1) / (n - 1))
-    rows_, columns_ = (k - (k - 1) ** 2 / (n - 1) for k in (rows, columns))
-    smaller = min(rows_, columns_) - 1
-    return float(min(1.0, np.sqrt(phi2 / smaller))) if smaller > 0 else None
+    filled = expected > 0
+    return float(((table - expected)[filled] ** 2 / expected[filled]).sum() / n)
+
+
+def association(phi2: Any, rows: int, columns: int, n: float) -> np.ndarray:
+    """Cramer's V of phi squared less what chance adds to it; NaN where a table is too small.
+
+    Args:
+      phi2: float [...], may lie below 0.
+      rows, columns: of the table, all with counts.
+      n: of independent examples.
+    """
+    smaller = min(k - (k - 1) ** 2 / (n - 1) for k in (rows, columns)) - 1
+    if smaller <= 0:
+        return np.full(np.shape(phi2), np.nan)
+    return np.minimum(1.0, np.sqrt(np.maximum(0.0, phi2) / smaller))
 
 
 def _audit(
