@@ -112,12 +112,20 @@ def _corrected(
 
 
 def _curve(run: Run, test: Split, disease: int, assumed: argparse.Namespace) -> dict[str, Any]:
-    """The decision curve of calibrated risks, moved to the asked prevalence where one is."""
+    """The decision curve of calibrated risks, moved to the asked prevalence.
+
+    Where none is asked, to the class frequencies of the validation split: training may have weighed
+    the classes otherwise, and no temperature undoes that.
+    """
     fitted = _calibration(run)
     probabilities = calibration.scaled(test.probabilities, fitted["temperature"]["value"])
-    if assumed.prevalence is not None and 0 < assumed.prevalence < 1:
-        prior = np.array([fitted["training_prior"][name] for name in run.classes])
+    prior = np.array([fitted["training_prior"][name] for name in run.classes])
+    there = np.bincount(run.splits["validation"].labels, minlength=len(prior)) / len(
+        run.splits["validation"].labels
+    )
+    if assumed.prevalence is not None:
         there = calibration.one_against_rest(prior, disease, assumed.prevalence)
+    if 0 < there[disease] < 1:
         probabilities = calibration.for_prevalence(probabilities, prior, there)
     try:
         return decision.decision_curve(

@@ -36,6 +36,9 @@ def line(result: Mapping[str, Any]) -> str:
 def word(leaks: int, score: Mapping[str, Any] | None) -> str:
     """LEAKING, CONFOUNDED (the score's interval lies above .15), SOUND (below), or UNCERTAIN.
 
+    UNCERTAIN also where it lies below -.15: what remains without lungs then points at the wrong
+    classes, and may be worth something under other names.
+
     Args:
       leaks: see `leaks_into_test`.
       score: the shortcut score {value, low, high, n}; None, or None within, where it is unknown.
@@ -46,7 +49,8 @@ def word(leaks: int, score: Mapping[str, Any] | None) -> str:
         found.append("CONFOUNDED")
     if found:
         return " and ".join(found)
-    return "SOUND" if known and score["high"] <= CONFOUNDED_ABOVE else "UNCERTAIN"  # type: ignore[index]
+    sound = known and -CONFOUNDED_ABOVE <= score["high"] <= CONFOUNDED_ABOVE  # type: ignore[index]
+    return "SOUND" if sound else "UNCERTAIN"
 
 
 def leaks_into_test(audit: Mapping[str, Any]) -> int:

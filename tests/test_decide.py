@@ -1,6 +1,7 @@
 """`python -m cxrjax.decide`: the decision page of a run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -71,6 +72,26 @@ def test_the_curve_takes_calibrated_risks_at_the_asked_prevalence(run):
     tp, fp = 0.02 * (risk[sick] >= t).mean(), 0.98 * (risk[~sick] >= t).mean()
     assert found["model"][9]["value"] == pytest.approx(tp - fp * t / (1 - t))
     assert found["all"][9] == pytest.approx(0.02 - 0.98 * t / (1 - t))
+
+
+def test_without_a_prevalence_the_curve_takes_risks_at_that_of_the_validation_split(run, tmp_path):
+    """Trained as if the disease were rare, the network gives risks that are too low by far."""
+    rare = shutil.copytree(run, tmp_path / "rare")
+    fitted = json.loads((rare / "calibration.json").read_text())
+    prior = np.array([0.001, 0.4995, 0.4995])
+    fitted["training_prior"] = dict(zip(fitted["classes"], prior.tolist(), strict=True))
+    (rare / "calibration.json").write_text(json.dumps(fitted))
+    command(rare)
+    found = json.loads((rare / "decision.json").read_text())["decision_curve"]
+    splits = predictions.read(rare).splits
+    of = splits["test"]
+    p = calibration.scaled(of.probabilities, fitted["temperature"]["value"])
+    p = p * np.bincount(splits["validation"].labels, minlength=3) / prior
+    risk, sick = p[:, 0] / p.sum(axis=1), of.labels == 0
+    t = np.array(found["threshold"])
+    treated = risk[:, None] >= t
+    net = treated[sick].sum(axis=0) - treated[~sick].sum(axis=0) * t / (1 - t)
+    assert [m["value"] for m in found["model"]] == pytest.approx((net / len(sick)).tolist())
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ def test_other_data_than_those_of_the_run_are_refused(marked, capsys):
     arguments = ["--config", str(ROOT / "configs/quickstart.py"), "--workdir", str(marked)]
     assert command.main(arguments) == 2
     assert "was trained with data.image_size 32" in capsys.readouterr().err
+    before = (marked / "result.json").read_bytes()
+    for field, value in (("image_size", "64"), ("frame", "lungs_only")):
+        assert command.main(["--workdir", str(marked), f"--config.data.{field}={value}"]) == 2
+        assert f"was trained with data.{field} " in capsys.readouterr().err
+    assert (marked / "result.json").read_bytes() == before
 
 
 def test_leaving_one_source_out(tmp_path, capsys):

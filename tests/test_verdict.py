@@ -57,6 +57,8 @@ def interval(value, low, high):
     ("leaking", "score", "word"),
     [
         (0, interval(0.02, -0.03, 0.07), "SOUND"),
+        (0, interval(-0.2, -0.3, -0.1), "SOUND"),
+        (0, interval(-0.3, -0.36, -0.28), "UNCERTAIN"),
         (0, interval(0.08, 0.02, 0.19), "UNCERTAIN"),
         (0, interval(None, None, None), "UNCERTAIN"),
         (0, None, "UNCERTAIN"),

@@ -53,8 +53,9 @@ def _run(argv: Sequence[str]) -> int:
 
     named = str(arguments.config if workdir is None else workdir / "config.json")
     config = config_lib.load(named, overrides)
-    if workdir is not None and arguments.config is not None:
-        _check_same_data(config, config_lib.load(arguments.config, overrides), workdir)
+    if workdir is not None:
+        asked = config_lib.load(arguments.config, overrides) if arguments.config else config
+        _check_same_data(config_lib.load(named), asked, workdir)
     place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
     config.data.dir = str(Path(place).expanduser().absolute()) if place else ""
     out = Path(arguments.out) if arguments.out else _default_out(workdir, named)
@@ -76,14 +77,14 @@ def _run(argv: Sequence[str]) -> int:
     return 1 if arguments.strict and report["findings"] else 0
 
 
-def _check_same_data(run: Any, named: Any, workdir: Path) -> None:
+def _check_same_data(run: Any, asked: Any, workdir: Path) -> None:
     from cxrjax.errors import UserError
 
     for field, value in run.data.to_dict().items():
-        if field not in ("dir", "cache") and named.data.to_dict()[field] != value:
+        if field not in ("dir", "cache") and asked.data.to_dict()[field] != value:
             raise UserError(
-                f"{workdir} was trained with data.{field} {value!r}, --config has "
-                f"{named.data.to_dict()[field]!r}; leave --config out to audit the run."
+                f"{workdir} was trained with data.{field} {value!r}, and what is asked for has "
+                f"{asked.data.to_dict()[field]!r}; leave that out to audit the run."
             )
 
 
