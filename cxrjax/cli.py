@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import signal
@@ -101,8 +102,13 @@ def parse_settings(arguments: Sequence[str], sections: Sequence[str]) -> tuple[d
 def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Runs a command line; bad input becomes one sentence and exit code 2, a signal becomes 130."""
     before = signal.signal(signal.SIGTERM, _terminate)
+    with contextlib.suppress(AttributeError):  # not a text file: a caller's own stream
+        # A name that is not of the terminal's encoding is shown as far as it goes.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        return run(argv)
+        code = run(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"cxrjax: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -111,10 +117,32 @@ def guarded(run: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`| head`): not an error of ours. Keep the exit quiet.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_output()
         return 1
+    except (OSError, MemoryError, RecursionError) as error:
+        print(f"cxrjax: {_reason(error)}", file=sys.stderr)
+        if getattr(error, "filename", None) is None:
+            _close_output()  # a full disk behind standard output, maybe: say it once
+        return BAD_INPUT
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _close_output() -> None:
+    """What is still to be printed goes nowhere."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reason(error: OSError | MemoryError | RecursionError) -> str:
+    """One sentence for what no command has told better itself."""
+    if isinstance(error, OSError):
+        reason = (error.strerror or str(error)).lower()
+        place = "standard output, maybe" if error.filename is None else repr(error.filename)
+        return f"a file cannot be used: {reason} ({place}); name another, or mend its place."
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error or 'for an array'}); ask for less or free some."
+    return "something in the input is nested too deeply to be read; make it flatter."
 
 
 def _terminate(signum: int, frame: object) -> None:

@@ -66,7 +66,7 @@ def from_json(text: str, where: str = "config.json") -> Config:
     config = default()
     try:
         values = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
         raise UserError(
             f"{where} is not valid JSON ({error}); restore it or start anew."
         ) from error
@@ -96,8 +96,8 @@ def run_file(file: Path) -> ModuleType:
     specification = importlib.util.spec_from_file_location("cxrjax_config_file", file)
     if specification is None or specification.loader is None:
         raise UserError(f"{file} is not a Python file; a config file defines get_config().")
-    module = importlib.util.module_from_spec(specification)
     with reading(file):
+        module = importlib.util.module_from_spec(specification)
         specification.loader.exec_module(module)
     return module
 
@@ -188,7 +188,8 @@ def typed(field: str, value: Any, expected: type, where: str) -> Any:
       UserError: for a value of another type.
     """
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if expected is tuple and isinstance(value, list):
         value = tuple(value)
     if type(value) is not expected:

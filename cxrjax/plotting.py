@@ -37,7 +37,13 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Replaces `path` by a PNG, in one step."""
-    with log.replacing(path, "wb") as file:
+    import matplotlib
+    from matplotlib.text import Text
+
+    # A dollar in the name of a class, a run or a film is no formula, which need not be one at all.
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
+    with matplotlib.rc_context({"text.parse_math": False}), log.replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=_DOTS)
 
 

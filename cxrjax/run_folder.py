@@ -22,9 +22,9 @@ def keep_places(config: Config) -> None:
     """Makes the places that a configuration names hold elsewhere: resuming needs no variable."""
     place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
     if config.data.name != "phantom" and place:
-        config.data.dir = str(Path(place).expanduser().absolute())
+        config.data.dir = os.path.abspath(os.path.expanduser(place))
     if config.train.start_from:
-        config.train.start_from = str(Path(config.train.start_from).expanduser().absolute())
+        config.train.start_from = os.path.abspath(os.path.expanduser(config.train.start_from))
 
 
 class RunFolder:
@@ -93,8 +93,20 @@ class RunFolder:
         """Releases the claim."""
         self._lock.close()
 
+    def _is_ours(self) -> bool:
+        """Whether config.json is there and of a run; model folders of others have one as well."""
+        if not self.config_file.is_file():
+            return False
+        if self.result_file.exists() or any(self.path.glob("checkpoints/[0-9]*")):
+            return True  # what is wrong with it is told when it is read
+        try:
+            config_lib.load(str(self.config_file))
+        except UserError:
+            return False
+        return True
+
     def _refuse_foreign(self, config: Config) -> None:
-        if self.path.is_dir() and not self.config_file.exists():
+        if self.path.is_dir() and not self._is_ours():
             strangers = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
             if strangers:
                 raise UserError(

@@ -33,7 +33,7 @@ def cache_root(config_cache: str) -> Path:
       config_cache: `config.data.cache`; empty means $CXRJAX_CACHE, else ~/.cache/cxrjax.
     """
     named = config_cache or os.environ.get("CXRJAX_CACHE", "") or "~/.cache/cxrjax"
-    return Path(named).expanduser()
+    return Path(os.path.expanduser(named))
 
 
 def set_xla_flags() -> None:

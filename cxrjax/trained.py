@@ -303,4 +303,10 @@ def _fitted(like: Any, found: Any, folder: Path) -> Any:
             f"the checkpoint in {folder} is of another network than its config.json describes "
             f"({odd[0]}); restore the folder or train anew."
         )
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"the checkpoint in {folder} holds weights that are no numbers ({name}); restore "
+                "the folder or train anew."
+            )
     return jax.tree.map_with_path(lambda k, _: arrays[jax.tree_util.keystr(k)], like)

@@ -165,6 +165,12 @@ def test_a_name_too_long_for_its_panel_keeps_its_end(tmp_path, drawn):
     assert label.startswith("…") and label.endswith("-17.png") and len(label) == 30
 
 
+def test_dollars_in_a_name_are_no_formula(tmp_path, drawn):
+    classes = ("m$x_{$b", "$\\frac$")
+    figures.confusion_matrix(np.eye(2, dtype=int), classes, "a$_{$b", tmp_path / "matrix.png")
+    assert is_picture(tmp_path / "matrix.png")
+
+
 def test_a_failed_write_leaves_the_old_figure_and_no_rest(tmp_path, monkeypatch):
     path = tmp_path / "matrix.png"
     path.write_bytes(b"before")

@@ -1,5 +1,10 @@
 """Mistakes in a configuration: told in one sentence, and a corrected command then simply works."""
 
+import errno
+import io
+import subprocess
+import sys
+
 import pytest
 from test_loop import ROOT, arguments
 
@@ -45,6 +50,67 @@ def test_a_folder_in_which_nothing_was_saved_can_be_taken_over(tmp_path):
         RunFolder(tmp_path, load())
 
 
+def test_a_config_json_of_something_else_makes_no_run_folder(tmp_path, capsys):
+    """As every folder of a language model has one."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "metrics.jsonl").write_text("mine")
+    assert main.main(arguments(tmp_path)) == 2
+    assert "is not a run folder and holds other files (config.json)" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == "mine"
+    assert '"bert"' in (tmp_path / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.EACCES, "Permission denied", "/a/b"), "permission denied ('/a/b')"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on device (standard"),
+        (MemoryError("Unable to allocate 9 TiB"), "not enough memory (Unable to allocate 9 TiB)"),
+        (RecursionError("maximum recursion depth exceeded"), "nested too deeply"),
+    ],
+)
+def test_what_no_command_expects_of_the_machine_is_still_one_sentence(
+    capsys, monkeypatch, error, words
+):
+    def run(argv):
+        raise error
+
+    monkeypatch.setattr(cli, "_close_output", lambda: None)  # it would be the test's own
+    assert cli.guarded(run, []) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("cxrjax: ") and words in told and told.count("\n") == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux'")
+def test_a_full_disk_behind_standard_output_is_one_sentence():
+    command = [sys.executable, "-m", "cxrjax.convert", "--list"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("cxrjax: a file cannot be used: no space left")
+    assert run.stderr.count("\n") == 1
+
+
+def test_names_that_the_terminal_cannot_show_are_printed_all_the_same(monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.guarded(lambda argv: print("run \udcff") or 0, []) == 0
+    assert out.buffer.getvalue() == b"run \\udcff\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rate=1" + 400 * "0", "must be a number"),
+        ("data.dir=~nobody-of-this-name/x.zip", "nobody-of-this-name"),
+    ],
+)
+def test_numbers_beyond_all_and_homes_of_nobody(tmp_path, capsys, override, words):
+    options = [f"--config.{override}", "--config.data.name=folder"]
+    assert main.main(["--config", QUICKSTART, "--workdir", str(tmp_path / "run"), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_lists_on_the_command_line():
     assert load("data.classes=0,1").data.classes == ("0", "1")
     assert load("data.classes=('Viral Pneumonia', 'COVID')").data.classes[0] == "Viral Pneumonia"
@@ -79,6 +145,9 @@ def test_a_bad_config_file_is_one_sentence(tmp_path, line, words):
 
 def test_damaged_files_of_a_run_are_one_sentence(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not valid JSON"):
+        config.load(str(tmp_path / "config.json"))
+    (tmp_path / "config.json").write_text('{"seed": ' + "7" * 5000 + "}")
     with pytest.raises(UserError, match="not valid JSON"):
         config.load(str(tmp_path / "config.json"))
     (tmp_path / "config.json").write_text(config.to_json(load()))

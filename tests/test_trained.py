@@ -3,6 +3,7 @@
 import csv
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,3 +81,11 @@ def test_another_network_in_config_json_is_told(run, tmp_path):
     path.write_text(path.read_text().replace('"filters": 4', '"filters": 6'))
     with pytest.raises(UserError, match="another network"):
         trained.load(copy)
+
+
+def test_weights_that_are_no_numbers_are_told(run, monkeypatch):
+    note, saved = trained._newest(run)
+    broken = jax.tree.map(lambda a: a * np.nan if a.dtype == np.float32 else a, saved)
+    monkeypatch.setattr(trained, "_newest", lambda folder: (note, broken))
+    with pytest.raises(UserError, match="holds weights that are no numbers"):
+        trained.load(run)

@@ -57,7 +57,7 @@ def _run(argv: Sequence[str]) -> int:
         asked = config_lib.load(arguments.config, overrides) if arguments.config else config
         _check_same_data(config_lib.load(named), asked, workdir)
     place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
-    config.data.dir = str(Path(place).expanduser().absolute()) if place else ""
+    config.data.dir = os.path.abspath(os.path.expanduser(place)) if place else ""
     out = Path(arguments.out) if arguments.out else _default_out(workdir, named)
     runtime.start(runtime.cache_root(config.data.cache) / "compiled")
     from cxrjax.audit import run

@@ -127,8 +127,8 @@ def _cramers_v(
       table: int [R, C]; rows, columns: int [N], the examples in it; groups: int [N].
     """
     entry = {"value": None, "low": None, "high": None, "n": len(rows)}
-    used = [int(table.any(axis=axis).sum()) for axis in (1, 0)]
-    if min(used) < 2:
+    hospitals, classes = (int(table.any(axis=axis).sum()) for axis in (1, 0))
+    if min(hospitals, classes) < 2:
         return entry
     cell = np.ravel_multi_index((rows, columns), table.shape)
     drawn = np.array(
@@ -142,7 +142,8 @@ def _cramers_v(
     added = drawn.mean() - phi2
     value, *bounds = association(
         np.array([phi2 - added, *(bootstrap.interval(drawn) - 2 * added)]),
-        *used,
+        hospitals,
+        classes,
         len(np.unique(groups)),
     )
     if np.isnan(value):

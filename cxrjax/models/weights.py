@@ -40,7 +40,7 @@ def find(spec: ModelSpec, weights: str, cache: Path) -> Path | None:
     if weights == "none":
         return None
     if weights != "imagenet":
-        path = Path(weights).expanduser()
+        path = Path(os.path.expanduser(weights))
         if not path.is_file():
             raise UserError(
                 f"config field model.weights: {weights} does not exist; give none, imagenet or the "
@@ -52,7 +52,7 @@ def find(spec: ModelSpec, weights: str, cache: Path) -> Path | None:
             f"config field model.weights: {spec.name} has no imagenet weights; use none."
         )
     folder = os.environ.get("CXRJAX_WEIGHTS", "")
-    if folder and (found := _in_folder(Path(folder).expanduser(), spec.weights_file)):
+    if folder and (found := _in_folder(Path(os.path.expanduser(folder)), spec.weights_file)):
         return found
     cached = cache / spec.weights_file
     if cached.is_file():
