@@ -165,14 +165,18 @@ def rows_of(part: str, folder: Path, best: Mapping[str, Any]) -> list[Row]:
 def _worth(best: Mapping[str, Any]) -> dict[str, Any] | None:
     """The winner's accuracy less what being picked as the best of many adds to it.
 
-    The interval is that of the accuracy, moved by the optimism: that of the optimism itself is not
-    in it.
+    Of one seed with the interval of what is corrected. Of several that interval knows nothing of
+    the seeds; the accuracy's own is moved then, without what is uncertain about the optimism.
     """
-    optimism, accuracy = best["optimism"]["optimism"], best["winner"]["accuracy"]
-    if best["optimism"]["corrected"] is None:
+    optimism, accuracy = best["optimism"], best["winner"]["accuracy"]
+    if optimism["corrected"] is None:
         return None
-    moved = {end: accuracy[end] - optimism["value"] for end in ("value", "low", "high")}
-    return moved | {"n": accuracy["n"]}
+    by = optimism["optimism"]["value"]
+    if len(best["winner"]["seeds"]) == 1:
+        low, high = optimism["corrected_interval"]
+    else:
+        low, high = (accuracy[end] - by for end in ("low", "high"))
+    return {"value": accuracy["value"] - by, "low": low, "high": high, "n": accuracy["n"]}
 
 
 def _told(folder: Path, best: Mapping[str, Any]) -> dict[str, Any]:

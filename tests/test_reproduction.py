@@ -121,11 +121,19 @@ def test_the_reports_column_is_tuned_and_reported_on_the_same_images():
 
 def test_what_the_best_of_many_is_worth():
     best = {
-        "winner": {"accuracy": metric(0.875, 400)},
-        "optimism": {"optimism": metric(0.013), "corrected": 0.862},
+        "winner": {"accuracy": metric(0.875, 400), "seeds": [0]},
+        "optimism": {
+            "optimism": metric(0.013),
+            "corrected": 0.862,
+            "corrected_interval": [0.82, 0.9],
+        },
     }
     worth = binary_report._worth(best)
     assert worth["value"] == pytest.approx(0.862) and worth["n"] == 400
+    assert (worth["low"], worth["high"]) == (0.82, 0.9)
+    best["winner"]["seeds"] = [0, 1]
+    worth = binary_report._worth(best)
+    assert worth["value"] == pytest.approx(0.862)
     assert worth["high"] - worth["low"] == pytest.approx(0.09)
 
 
