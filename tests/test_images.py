@@ -9,11 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from cxrjax.data.images import BrokenImage, decode, is_image, resize
+from cxrjax.data.images import BrokenImage, decode, header, is_image, resize
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
 GREY = np.add.outer(np.arange(40) * 4, np.arange(50)).astype(np.uint8)
@@ -209,13 +214,19 @@ def test_broken_files_say_why(data, name, reason):
     assert "\n" not in str(caught.value) and len(caught.value.reason) < 250
 
 
-def test_deflated_dicom_is_refused_before_it_unpacks():
-    data = bytearray(dicom(GREY))
-    old = b"1.2.840.10008.1.2.1\0"
-    at = data.index(old)
-    data[at : at + len(old)] = b"1.2.840.10008.1.2.1.99"
-    with pytest.raises(BrokenImage, match="deflated"):
-        decode(bytes(data), "x.dcm")
+@pytest.mark.parametrize("read", [decode, header])
+@pytest.mark.parametrize("padding", [0, 6000])
+def test_deflated_dicom_is_refused_before_it_unpacks(read, padding, monkeypatch):
+    """Wherever the transfer syntax stands, and whether the header or the pixels are asked for."""
+    dataset = dcmread(io.BytesIO(dicom(GREY)))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.file_meta.FileMetaInformationVersion = b"\0\1" + b"\0" * padding
+    file = io.BytesIO()
+    dataset.save_as(file)
+    assert (file.getvalue().index(DeflatedExplicitVRLittleEndian.encode()) > 4096) == bool(padding)
+    monkeypatch.setattr(zlib, "decompress", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(BrokenImage, match=r"^x.dcm: is a deflated"):
+        read(file.getvalue(), "x.dcm")
 
 
 SEEDS = [

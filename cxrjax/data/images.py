@@ -14,7 +14,6 @@ MAX_PIXELS = 100_000_000  # a digital radiograph has 10 to 20 million; a bomb cl
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _STARTS = (b"\x89PNG", b"\xff\xd8")
 _DEPTHS = (8, 10, 12, 14, 16)  # bits per pixel that detectors deliver in 16-bit files
-_DEFLATED = b"1.2.840.10008.1.2.1.99"  # transfer syntax that unpacks without a bound
 
 
 class BrokenImage(Exception):
@@ -85,15 +84,15 @@ def header(data: bytes, name: str) -> Header:
     """
     try:
         if data[128:132] == b"DICM" or name.lower().endswith(DICOM_SUFFIXES):
-            from pydicom import dcmread
-
-            kept = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
+            kept = _read_dicom(data, name, stop_before_pixels=True)
             mode = str(kept.get("PhotometricInterpretation", ""))
             return Header("DICOM", mode, int(kept.Columns), int(kept.Rows), 0.0)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             tables = getattr(picture, "quantization", None) or {0: [0]}
             coarse = float(np.mean([np.mean(table) for table in tables.values()]))
             return Header(str(picture.format), picture.mode, *picture.size, coarse)
+    except BrokenImage:
+        raise
     except Exception as error:  # as in `decode`
         reason = " ".join(str(error).split())[:200]
         raise BrokenImage(name, f"damaged: {reason or type(error).__name__}") from error
@@ -136,16 +135,28 @@ def _scale_depth(pixels: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(pixels * (255 / scale), 0, 255)).astype(np.uint8)
 
 
-def _decode_dicom(data: bytes, name: str) -> np.ndarray:
+def _read_dicom(data: bytes, name: str, **options: Any) -> Any:
+    """What `dcmread` reads with these options, unless it is deflated: that has no bound."""
     from pydicom import config, dcmread, uid
-    from pydicom.pixels.processing import apply_modality_lut
-    from pydicom.pixels.utils import pixel_array
+    from pydicom.filereader import _read_file_meta_info, read_preamble
 
     # Values outside the standard are common and would each print a warning.
     config.settings.reading_validation_mode = config.IGNORE
-    if _DEFLATED in data[:4096]:
+    file = io.BytesIO(data)
+    read_preamble(file, force=True)  # many exports lack it
+    # The reader that `dcmread` itself asks before it unpacks: no file can deceive only one of them.
+    if _read_file_meta_info(file).get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
         raise BrokenImage(name, "is a deflated DICOM file; convert it to another transfer syntax")
-    dataset = dcmread(io.BytesIO(data), force=True)  # many exports lack the preamble
+    file.seek(0)
+    return dcmread(file, force=True, **options)
+
+
+def _decode_dicom(data: bytes, name: str) -> np.ndarray:
+    from pydicom import uid
+    from pydicom.pixels.processing import apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
+
+    dataset = _read_dicom(data, name)
     if "PixelData" not in dataset:
         raise BrokenImage(name, "holds no DICOM image")
     _check_size(int(dataset.Columns), int(dataset.Rows), name)
