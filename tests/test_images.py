@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -86,6 +86,28 @@ def test_bilevel_cmyk_and_rgb_luma():
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
     assert set(decode(packed(red), "x").ravel()) == {76}  # 0.299 of full scale
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_pictures_are_turned_as_their_exif_data_say(form):
+    """The tag's eight values: which row and column of the scene come first (TIFF 6.0, p. 36)."""
+    turned = [GREY, GREY[:, ::-1], GREY[::-1, ::-1], GREY[::-1], GREY.T, np.rot90(GREY, -1),
+              GREY[::-1, ::-1].T, np.rot90(GREY)]  # fmt: skip
+    for value, expected in enumerate(turned, 1):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = value
+        image = decode(packed(GREY, form, exif=exif, quality=95), "x")
+        assert image.shape == expected.shape
+        assert np.abs(image.astype(int) - expected).mean() < 2
+    deep = packed(GREY.astype(np.uint16), exif=exif)
+    np.testing.assert_array_equal(decode(deep, "x"), np.rot90(GREY))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_turn_nothing():
+    for exif in (b"Exif\0\0XX\0*\0\0\0\x08", b"Exif\0\0MM\0*\0\0\xff\xff"):
+        data = packed(GREY, "WEBP", lossless=True, exif=exif)
+        np.testing.assert_array_equal(decode(data, "x"), GREY)
 
 
 def test_transparency_shows_black():

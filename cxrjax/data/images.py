@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *DICOM_SUFFIXES)
@@ -33,7 +34,8 @@ def is_image(name: str) -> bool:
 def decode(data: bytes, name: str) -> np.ndarray:
     """A file's bytes as a grey image at its own size, uint8 [H, W].
 
-    Colour becomes luma (ITU-R 601), transparency shows black. Deeper pixels are scaled, never
+    Colour becomes luma (ITU-R 601), transparency shows black, and a picture is turned as its EXIF
+    data say. Deeper pixels are scaled, never
     clipped: the full scale of a 16-bit PNG is the smallest of 8, 10, 12, 14 and 16 bits that
     holds its largest value, since detectors store 12 bits in 16. DICOM goes through its modality
     transform and its first window (PS3.3 C.11.2), else from the 0.5th to the 99.5th percentile;
@@ -69,7 +71,7 @@ class Header(NamedTuple):
 
     kind: str  # PNG, JPEG, WEBP or DICOM
     mode: str  # Pillow's, e.g. L or RGB; the photometric interpretation of DICOM
-    width: int  # pixels
+    width: int  # pixels, before it is turned as EXIF data say
     height: int
     quantisation: float  # mean of the JPEG's quantisation tables: the higher the coarser; else 0
 
@@ -119,6 +121,9 @@ def _decode_picture(data: bytes, name: str) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
         width, height = picture.size
         _check_size(width, height, name)
+        picture.load()  # what is wrong with the pixels is told, other than of the EXIF data
+        with contextlib.suppress(Exception):  # damaged ones say nothing of sound pixels
+            ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode.startswith("I"):
             return _scale_depth(np.asarray(picture))
         if picture.has_transparency_data:
