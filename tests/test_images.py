@@ -187,6 +187,19 @@ def test_dicom_colour_and_frames():
     np.testing.assert_array_equal(decode(dicom(colour, **tags), "x.dcm"), GREY)
     with pytest.raises(BrokenImage, match="2 frames"):
         decode(dicom(np.stack([GREY, GREY])[0], NumberOfFrames=2), "x.dcm")
+    with pytest.raises(BrokenImage, match="palette"):
+        decode(dicom(GREY, PhotometricInterpretation="PALETTE COLOR"), "x.dcm")
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_animations_are_refused_and_previews_passed_over(form):
+    other = [Image.fromarray(255 - GREY)]
+    with pytest.raises(BrokenImage, match="2 frames"):
+        decode(packed(GREY, form, save_all=True, append_images=other), "x")
+    with_preview = packed(GREY, "MPO", save_all=True, append_images=other, quality=95)
+    np.testing.assert_array_equal(
+        decode(with_preview, "x"), decode(packed(GREY, "JPEG", quality=95), "x")
+    )
 
 
 def png_claiming(width, height):

@@ -35,11 +35,10 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """A file's bytes as a grey image at its own size, uint8 [H, W].
 
     Colour becomes luma (ITU-R 601), transparency shows black, and a picture is turned as its EXIF
-    data say. Deeper pixels are scaled, never
-    clipped: the full scale of a 16-bit PNG is the smallest of 8, 10, 12, 14 and 16 bits that
-    holds its largest value, since detectors store 12 bits in 16. DICOM goes through its modality
-    transform and its first window (PS3.3 C.11.2), else from the 0.5th to the 99.5th percentile;
-    MONOCHROME1 is inverted, so that bone is bright.
+    data say. Deeper pixels are scaled, never clipped: the full scale of a 16-bit PNG is the
+    smallest of 8, 10, 12, 14 and 16 bits that holds its largest value, since detectors store 12
+    bits in 16. DICOM goes through its modality transform and its first window (PS3.3 C.11.2), else
+    from the 0.5th to the 99.5th percentile; MONOCHROME1 is inverted, so that bone is bright.
 
     Args:
       data: the whole file. What it is is read from its content.
@@ -121,6 +120,10 @@ def _decode_picture(data: bytes, name: str) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
         width, height = picture.size
         _check_size(width, height, name)
+        # Cameras put a preview behind the picture of a JPEG, which makes it MPO.
+        frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+        if frames > 1:
+            raise BrokenImage(name, f"holds {frames} frames, not one radiograph")
         picture.load()  # what is wrong with the pixels is told, other than of the EXIF data
         with contextlib.suppress(Exception):  # damaged ones say nothing of sound pixels
             ImageOps.exif_transpose(picture, in_place=True)
@@ -167,6 +170,8 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
     _check_size(int(dataset.Columns), int(dataset.Rows), name)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise BrokenImage(name, f"holds {dataset.NumberOfFrames} frames, not one radiograph")
+    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+        raise BrokenImage(name, "its pixels are colours of a palette; convert it to grey")
     dataset.ensure_file_meta()
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little_endian = dataset.original_encoding
