@@ -61,15 +61,18 @@ def _run(argv: Sequence[str]) -> int:
 def find(paths: Sequence[str]) -> Iterator[Path]:
     """The files named, and the images in the folders named, sorted.
 
+    Links are followed and hidden files left out, as where a network is trained.
+
     Raises:
-      UserError: for a path that is not there, or a folder without images.
+      UserError: for a path that is not there, a folder that cannot be read, or one without images.
     """
     from cxrjax.data.images import is_image
+    from cxrjax.data.sources import open_files
     from cxrjax.errors import UserError
 
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and is_image(p.name)]
+            inside = sorted(path / name for name in open_files(path).names if is_image(name))
             if not inside:
                 raise UserError(f"{path} holds no PNG, JPEG, WebP or DICOM file; name another.")
             yield from inside
@@ -164,7 +167,7 @@ def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:
     Args:
       side: of the images that the network takes, pixels.
     """
-    from cxrjax.data import images
+    from cxrjax.data import images, sources
 
     line: dict[str, Any] = {
         "file": str(file),
@@ -174,9 +177,9 @@ def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:
         "warnings": [],
     }
     try:
-        image = images.decode(file.read_bytes(), file.name)
-    except (images.BrokenImage, OSError) as error:
-        line["error"] = getattr(error, "reason", None) or str(error)
+        image = images.decode(sources.read_file(file, file.name), file.name)
+    except images.BrokenImage as error:
+        line["error"] = error.reason
         return None, line
     height, width = image.shape
     if max(height, width) > _ODD * min(height, width):

@@ -178,11 +178,22 @@ class _Folder:
         self.names = tuple(sorted(_walk(path)))
 
     def read(self, name: str) -> bytes:
-        try:
-            with open(self.path / name, "rb") as file:
-                return _within_limit(file.read(MAX_FILE_BYTES + 1), name)
-        except OSError as error:
-            raise BrokenImage(name, f"cannot be read: {error.strerror}") from error
+        return read_file(self.path / name, name)
+
+
+def read_file(path: Path, name: str) -> bytes:
+    """A file's bytes.
+
+    Args:
+      name: for the error.
+    Raises:
+      BrokenImage: when it cannot be read or exceeds MAX_FILE_BYTES.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _within_limit(file.read(MAX_FILE_BYTES + 1), name)
+    except OSError as error:
+        raise BrokenImage(name, f"cannot be read: {error.strerror}") from error
 
 
 def _walk(top: Path) -> Iterator[str]:
