@@ -183,6 +183,12 @@ def test_metadata_by_path_name_and_stem(tmp_path):
     ]  # fmt: skip
 
 
+def test_metadata_may_repeat_and_complete_itself(tmp_path):
+    table = "file,patient,source\n2,p2,x\n2,p2,x\nB/1,,y\nB/1.png,p1,\n"
+    source = open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
+    assert [(r.patient, r.source) for r in source.records[1:]] == [("p2", "x"), ("p1", "y")]
+
+
 def test_in_the_way(tmp_path, capsys):
     """Images outside classes and of other formats are named, then ignored."""
     root = lay_out(tmp_path, TWO | {"preview.png": png(1), "A/9.tif": "II*", "A/8.TIF": "II*"})
@@ -214,6 +220,12 @@ def test_in_the_way(tmp_path, capsys):
         (TWO | {"metadata.csv": "file,age\n1,2\n"}, (), "patient or source"),
         (TWO | {"metadata.csv": "file,patient\n1.png,p\n"}, (), "A/1.png or B/1.png"),
         (TWO | {"metadata.csv": "file,patient\n7.png,p\n"}, (), "names none of the images"),
+        (
+            TWO | {"metadata.csv": "file,patient\n2,p1\nA/1,p\nA/2.png,p2\n"},
+            (),
+            "metadata.csv gives A/2.png the patient p1 and p2; keep",
+        ),
+        (TWO | {"metadata.csv": "file,source\n2,x\n2,y\n"}, (), "A/2.png the source x and y"),
         (
             TWO | {"metadata.csv": b"file,patient\n\xff\xfe\x00,p\n"},
             (),
