@@ -143,6 +143,27 @@ def test_folders_are_searched_as_for_training(tmp_path, monkeypatch):
         list(predict.find([str(folder)]))
 
 
+def test_overlays_of_long_names_fit_and_a_full_disk_is_a_sentence(
+    run, films, tmp_path, monkeypatch, capsys
+):
+    film = tmp_path / ("\N{X-RAY}" * 60 + ".png")
+    film.write_bytes(min(films[0].iterdir()).read_bytes())
+    out = tmp_path / "overlays"
+    arguments = ["--workdir", str(run), str(film), "--overlay", str(out)]
+    assert predict.main(arguments) == 0
+    (line,) = lines_of(capsys.readouterr().out)
+    assert line["overlay"] == str(out / ("00000-" + "\N{X-RAY}" * 20 + ".png"))
+    assert Image.open(line["overlay"]).size == (32, 32)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert predict.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write to {out}: no space left on device; free some room or choose" in said
+
+
 def test_a_file_larger_than_any_radiograph_is_a_line(run, films, tmp_path, capsys):
     huge, good = tmp_path / "huge.png", min(films[0].iterdir())
     with open(huge, "wb") as file:
