@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ cannot be read or the run abstains. Not for diagnosis.
 exit codes: 0 done, 1 some files could not be read, 2 bad input, 130 interrupted.
 """
 _BATCH = 32
+_REMEDY = "choose another --overlay"
 _ODD = 1.5  # ratio of the sides above which stretching to a square is worth a warning
 
 
@@ -47,7 +49,7 @@ def _run(argv: Sequence[str]) -> int:
     run = trained.load(arguments.workdir)
     overlays = Path(arguments.overlay) if arguments.overlay else None
     if overlays is not None:
-        with writing(overlays, "choose another --overlay"):
+        with writing(overlays, _REMEDY):
             overlays.mkdir(parents=True, exist_ok=True)
     failed = False
     for line in log.progress(
@@ -61,15 +63,18 @@ def _run(argv: Sequence[str]) -> int:
 def find(paths: Sequence[str]) -> Iterator[Path]:
     """The files named, and the images in the folders named, sorted.
 
+    Links are followed and hidden files left out, as where a network is trained.
+
     Raises:
-      UserError: for a path that is not there, or a folder without images.
+      UserError: for a path that is not there, a folder that cannot be read, or one without images.
     """
     from cxrjax.data.images import is_image
+    from cxrjax.data.sources import open_files
     from cxrjax.errors import UserError
 
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [p for p in sorted(path.rglob("*")) if p.is_file() and is_image(p.name)]
+            inside = sorted(path / name for name in open_files(path).names if is_image(name))
             if not inside:
                 raise UserError(f"{path} holds no PNG, JPEG, WebP or DICOM file; name another.")
             yield from inside
@@ -113,10 +118,12 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
     Args:
       run: a `trained.Trained`.
       overlays: where to write Grad-CAM pictures of the predicted class, or None.
+    Raises:
+      UserError: when one cannot be written.
     """
-
     from cxrjax.calibration import scaled
     from cxrjax.data.batches import filled
+    from cxrjax.errors import writing
     from cxrjax.explain.maps import Explainer, enlarge
     from cxrjax.explain.pictures import save_overlay
 
@@ -152,10 +159,16 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
                 if maps is not None and overlays is not None:
                     evidence = enlarge(maps[i, chosen], run.image_size)
                     number = files.index(Path(line["file"]), start)
-                    out = overlays / f"{number:05}-{Path(line['file']).stem[:80]}.png"
-                    save_overlay(out, images[i], evidence, float(evidence.max()))
+                    out = overlays / f"{number:05}-{_shortened(Path(line['file']).stem)}.png"
+                    with writing(overlays, _REMEDY):
+                        save_overlay(out, images[i], evidence, float(evidence.max()))
                     line["overlay"] = str(out)
         yield from lines
+
+
+def _shortened(stem: str) -> str:
+    """The start of a file's name, in bytes as file systems count: most allow 255, some 143."""
+    return os.fsencode(stem)[:80].decode(errors="ignore")
 
 
 def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:
@@ -164,7 +177,7 @@ def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:
     Args:
       side: of the images that the network takes, pixels.
     """
-    from cxrjax.data import images
+    from cxrjax.data import images, sources
 
     line: dict[str, Any] = {
         "file": str(file),
@@ -174,9 +187,9 @@ def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:
         "warnings": [],
     }
     try:
-        image = images.decode(file.read_bytes(), file.name)
-    except (images.BrokenImage, OSError) as error:
-        line["error"] = getattr(error, "reason", None) or str(error)
+        image = images.decode(sources.read_file(file, file.name), file.name)
+    except images.BrokenImage as error:
+        line["error"] = error.reason
         return None, line
     height, width = image.shape
     if max(height, width) > _ODD * min(height, width):

@@ -1,6 +1,8 @@
 """The commands explain and predict on a finished run, and what they say of bad input."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from cxrjax import config as config_lib
 from cxrjax import loop, predict, trained
+from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
 from cxrjax.explain import maps, pictures
 from cxrjax.models import registry
@@ -109,6 +112,65 @@ def test_unreadable_and_odd_files_are_told_line_by_line(run, tmp_path, capsys):
     assert odd["class"] is not None
     assert any("stretched" in w for w in odd["warnings"])
     assert any("blank" in w for w in odd["warnings"])
+
+
+def test_folders_are_searched_as_for_training(tmp_path, monkeypatch):
+    folder, deep = tmp_path / "films", "films" + "/d" * 1500
+    (tmp_path / "linked").mkdir()
+    for i in range(0, len(deep), 500):
+        (tmp_path / deep[: i + 500].rstrip("/")).mkdir(parents=True)
+    names = ["b.png", "a/1.dcm", "a-1.JPG", ".hidden.png", "note.txt", "../linked/1.png"]
+    (folder / "a").mkdir()
+    (folder / "link").symlink_to(tmp_path / "linked")
+    film = tmp_path / deep / "1.png"
+    for path in (*map(folder.joinpath, names), film):
+        path.touch()
+    try:
+        wanted = ["a/1.dcm", "a-1.JPG", "b.png", str(film.relative_to(folder)), "link/1.png"]
+        assert list(predict.find([str(folder)])) == [folder / name for name in wanted]
+    finally:  # else pytest fails where it clears its folders
+        film.unlink()
+        os.removedirs(film.parent)
+    scandir = os.scandir
+
+    def refuse(folder):  # as for those who are not root
+        if os.path.basename(folder) == "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=f"^{folder}/a cannot be read"):
+        list(predict.find([str(folder)]))
+
+
+def test_overlays_of_long_names_fit_and_a_full_disk_is_a_sentence(
+    run, films, tmp_path, monkeypatch, capsys
+):
+    film = tmp_path / ("\N{X-RAY}" * 60 + ".png")
+    film.write_bytes(min(films[0].iterdir()).read_bytes())
+    out = tmp_path / "overlays"
+    arguments = ["--workdir", str(run), str(film), "--overlay", str(out)]
+    assert predict.main(arguments) == 0
+    (line,) = lines_of(capsys.readouterr().out)
+    assert line["overlay"] == str(out / ("00000-" + "\N{X-RAY}" * 20 + ".png"))
+    assert Image.open(line["overlay"]).size == (32, 32)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert predict.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write to {out}: no space left on device; free some room or choose" in said
+
+
+def test_a_file_larger_than_any_radiograph_is_a_line(run, films, tmp_path, capsys):
+    huge, good = tmp_path / "huge.png", min(films[0].iterdir())
+    with open(huge, "wb") as file:
+        file.truncate(2**42)
+    assert predict.main(["--workdir", str(run), str(huge), str(good)]) == 1
+    lost, seen = lines_of(capsys.readouterr().out)
+    assert lost["error"] == "larger than 64 MiB" and "error" not in seen
 
 
 def test_calibration_scales_and_abstains(run, films, capsys):

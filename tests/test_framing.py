@@ -15,7 +15,7 @@ from PIL import Image
 from cxrjax import config as config_lib
 from cxrjax import main, predict, trained
 from cxrjax.audit import shortcuts
-from cxrjax.data import dataset, framing
+from cxrjax.data import dataset, framing, store
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.errors import UserError
@@ -99,6 +99,18 @@ def test_lungs_are_sought_once(tmp_path, monkeypatch):
     dataset.prepare(config(tmp_path, "lungs_box"))
     monkeypatch.setattr(framing.segment, "masks", None)
     assert dataset.prepare(config(tmp_path, "lungs_only")).store.has_mask.all()
+
+
+def test_lungs_and_copies_are_sought_anew_where_films_are_decoded_another_way(
+    tmp_path, monkeypatch
+):
+    films = dataset.prepare(config(tmp_path, "lungs_box")).store
+    sought = {path.name for path in films.root.parent.glob("*.npz")}
+    for module in (store, dataset, framing):
+        monkeypatch.setattr(module, "FORMAT", 99)
+    films = dataset.prepare(config(tmp_path, "lungs_box")).store
+    anew = {path.name for path in films.root.parent.glob("*.npz")} - sought
+    assert sorted(name.split("-")[0] for name in anew) == ["duplicates", "lungs"]
 
 
 def test_a_broken_film_is_told_when_it_is_decoded(tmp_path):

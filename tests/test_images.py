@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
-from cxrjax.data.images import BrokenImage, decode, is_image, resize
+from cxrjax.data.images import BrokenImage, decode, header, is_image, resize
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
 GREY = np.add.outer(np.arange(40) * 4, np.arange(50)).astype(np.uint8)
@@ -81,6 +86,28 @@ def test_bilevel_cmyk_and_rgb_luma():
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
     assert set(decode(packed(red), "x").ravel()) == {76}  # 0.299 of full scale
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_pictures_are_turned_as_their_exif_data_say(form):
+    """The tag's eight values: which row and column of the scene come first (TIFF 6.0, p. 36)."""
+    turned = [GREY, GREY[:, ::-1], GREY[::-1, ::-1], GREY[::-1], GREY.T, np.rot90(GREY, -1),
+              GREY[::-1, ::-1].T, np.rot90(GREY)]  # fmt: skip
+    for value, expected in enumerate(turned, 1):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = value
+        image = decode(packed(GREY, form, exif=exif, quality=95), "x")
+        assert image.shape == expected.shape
+        assert np.abs(image.astype(int) - expected).mean() < 2
+    deep = packed(GREY.astype(np.uint16), exif=exif)
+    np.testing.assert_array_equal(decode(deep, "x"), np.rot90(GREY))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_data_turn_nothing():
+    for exif in (b"Exif\0\0XX\0*\0\0\0\x08", b"Exif\0\0MM\0*\0\0\xff\xff"):
+        data = packed(GREY, "WEBP", lossless=True, exif=exif)
+        np.testing.assert_array_equal(decode(data, "x"), GREY)
 
 
 def test_transparency_shows_black():
@@ -160,6 +187,19 @@ def test_dicom_colour_and_frames():
     np.testing.assert_array_equal(decode(dicom(colour, **tags), "x.dcm"), GREY)
     with pytest.raises(BrokenImage, match="2 frames"):
         decode(dicom(np.stack([GREY, GREY])[0], NumberOfFrames=2), "x.dcm")
+    with pytest.raises(BrokenImage, match="palette"):
+        decode(dicom(GREY, PhotometricInterpretation="PALETTE COLOR"), "x.dcm")
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_animations_are_refused_and_previews_passed_over(form):
+    other = [Image.fromarray(255 - GREY)]
+    with pytest.raises(BrokenImage, match="2 frames"):
+        decode(packed(GREY, form, save_all=True, append_images=other), "x")
+    with_preview = packed(GREY, "MPO", save_all=True, append_images=other, quality=95)
+    np.testing.assert_array_equal(
+        decode(with_preview, "x"), decode(packed(GREY, "JPEG", quality=95), "x")
+    )
 
 
 def png_claiming(width, height):
@@ -209,13 +249,19 @@ def test_broken_files_say_why(data, name, reason):
     assert "\n" not in str(caught.value) and len(caught.value.reason) < 250
 
 
-def test_deflated_dicom_is_refused_before_it_unpacks():
-    data = bytearray(dicom(GREY))
-    old = b"1.2.840.10008.1.2.1\0"
-    at = data.index(old)
-    data[at : at + len(old)] = b"1.2.840.10008.1.2.1.99"
-    with pytest.raises(BrokenImage, match="deflated"):
-        decode(bytes(data), "x.dcm")
+@pytest.mark.parametrize("read", [decode, header])
+@pytest.mark.parametrize("padding", [0, 6000])
+def test_deflated_dicom_is_refused_before_it_unpacks(read, padding, monkeypatch):
+    """Wherever the transfer syntax stands, and whether the header or the pixels are asked for."""
+    dataset = dcmread(io.BytesIO(dicom(GREY)))
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    dataset.file_meta.FileMetaInformationVersion = b"\0\1" + b"\0" * padding
+    file = io.BytesIO()
+    dataset.save_as(file)
+    assert (file.getvalue().index(DeflatedExplicitVRLittleEndian.encode()) > 4096) == bool(padding)
+    monkeypatch.setattr(zlib, "decompress", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(BrokenImage, match=r"^x.dcm: is a deflated"):
+        read(file.getvalue(), "x.dcm")
 
 
 SEEDS = [

@@ -1,5 +1,6 @@
 """Data sets in folders and archives: labels, parts, metadata, masks, errors."""
 
+import errno
 import io
 import os
 import zipfile
@@ -182,6 +183,12 @@ def test_metadata_by_path_name_and_stem(tmp_path):
     ]  # fmt: skip
 
 
+def test_metadata_may_repeat_and_complete_itself(tmp_path):
+    table = "file,patient,source\n2,p2,x\n2,p2,x\nB/1,,y\nB/1.png,p1,\n"
+    source = open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
+    assert [(r.patient, r.source) for r in source.records[1:]] == [("p2", "x"), ("p1", "y")]
+
+
 def test_in_the_way(tmp_path, capsys):
     """Images outside classes and of other formats are named, then ignored."""
     root = lay_out(tmp_path, TWO | {"preview.png": png(1), "A/9.tif": "II*", "A/8.TIF": "II*"})
@@ -213,6 +220,12 @@ def test_in_the_way(tmp_path, capsys):
         (TWO | {"metadata.csv": "file,age\n1,2\n"}, (), "patient or source"),
         (TWO | {"metadata.csv": "file,patient\n1.png,p\n"}, (), "A/1.png or B/1.png"),
         (TWO | {"metadata.csv": "file,patient\n7.png,p\n"}, (), "names none of the images"),
+        (
+            TWO | {"metadata.csv": "file,patient\n2,p1\nA/1,p\nA/2.png,p2\n"},
+            (),
+            "metadata.csv gives A/2.png the patient p1 and p2; keep",
+        ),
+        (TWO | {"metadata.csv": "file,source\n2,x\n2,y\n"}, (), "A/2.png the source x and y"),
         (
             TWO | {"metadata.csv": b"file,patient\n\xff\xfe\x00,p\n"},
             (),
@@ -248,6 +261,47 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (root / "A" / "loop").symlink_to(root)
     os.mkfifo(root / "A" / "pipe.png")
     assert [r.name for r in open_folder(root).records] == [*sorted(TWO), "C/1.png"]
+
+
+def test_each_folder_is_entered_once_as_itself_where_it_lies_inside(tmp_path):
+    """Of 2^22 ways down a ladder of links one is taken, and no class loses its images to a link."""
+    root = lay_out(tmp_path / "data", TWO | {f"A/steps/{i:02}/1.png": png(i) for i in range(22)})
+    for i in range(21):
+        for side in "lr":
+            (root / f"A/steps/{i:02}" / side).symlink_to(root / f"A/steps/{i + 1:02}")
+    (root / "A" / "a").symlink_to(root / "B")
+    lay_out(tmp_path / "elsewhere", {"1.png": png(1)})
+    for name in ("D", "C", "E"):
+        (root / name).symlink_to(tmp_path / "elsewhere")
+    steps = [f"A/steps/{i:02}/1.png" for i in range(22)]
+    assert open_files(root).names == ("A/1.png", "A/2.png", *steps, "B/1.png", "C/1.png")
+
+
+def test_folders_may_lie_deep(tmp_path):
+    root = lay_out(tmp_path / "data", TWO)
+    deep = "/".join("d" * 1500)
+    for i in range(0, 3000, 500):
+        (root / "A" / deep[: i + 499]).mkdir(parents=True)
+    film = root / "A" / deep / "1.png"
+    film.write_bytes(png(1))
+    try:
+        assert f"A/{deep}/1.png" in open_files(root).names
+    finally:  # else pytest fails where it clears its folders
+        film.unlink()
+        os.removedirs(film.parent)
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    root, scandir = lay_out(tmp_path / "data", TWO), os.scandir
+
+    def refuse(folder):  # as for those who are not root
+        if os.path.basename(folder) == "B":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=rf"^{root}/B cannot be read \(Permission denied\)"):
+        open_files(root)
 
 
 # --- archives ---

@@ -22,7 +22,7 @@ from cxrjax.data.kept import kept
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.radiography import open_radiography
 from cxrjax.data.sources import FileSource, Record, Source, choose_classes
-from cxrjax.data.store import Store, open_store
+from cxrjax.data.store import FORMAT, Store, open_store
 from cxrjax.errors import UserError
 from cxrjax.runtime import cache_root
 from cxrjax.threads import in_order
@@ -216,7 +216,7 @@ def find_duplicates(source: Source, store: Store, *, whole: bool = True) -> dupl
         return duplicates.find_duplicates(images)._asdict()
 
     # Names tell which images were kept where broken ones were skipped.
-    described = json.dumps([source.fingerprint(), store.names, size, duplicates.ALGORITHM])
+    described = json.dumps([source.fingerprint(), FORMAT, store.names, size, duplicates.ALGORITHM])
     key = hashlib.sha256(described.encode()).hexdigest()[:20]
     path = store.root.parent / f"duplicates-{key}.npz"
     return duplicates.Duplicates(**kept(path, duplicates.Duplicates._fields, compute))

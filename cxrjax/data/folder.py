@@ -61,7 +61,8 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
       Records with the part as split, patient and source from the metadata, and the mask.
     Raises:
       UserError: when there are no images, a wanted class is missing, fewer than two classes are
-        left, parts lie beside other folders, or the metadata cannot be read or applied.
+        left, parts lie beside other folders, or the metadata contradict themselves or cannot be
+        read or applied.
     """
     files, pictures = _pictures(path)
     found = layout(pictures, classes, path)
@@ -169,7 +170,7 @@ def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[s
         path = PurePosixPath(name.lower())
         for way in (str(path), str(path.with_suffix("")), path.name, path.stem):
             called[way].add(name)
-    found = {}
+    found: dict[str, dict[str, str]] = {}
     for row in rows:
         file = row.get("file", row.get("file name", "")).replace("\\", "/").removeprefix("./")
         meant = called.get(file.removeprefix(root).lower(), set())
@@ -178,7 +179,15 @@ def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[s
                 f"{where} names {file}, which may be {' or '.join(sorted(meant)[:2])}; give the "
                 "path from the folder of metadata.csv."
             )
-        found |= {name: row for name in meant}
+        for name in meant:
+            before = found.get(name, {})
+            for column in ("patient", "patient id", "source"):
+                if column in before and row.get(column, before[column]) != before[column]:
+                    raise UserError(
+                        f"{where} gives {name} the {column} {before[column]} and {row[column]}; "
+                        "keep the row that is right."
+                    )
+            found[name] = before | row
     if not found:
         raise UserError(f"{where} names none of the images; give their paths from its folder.")
     return found

@@ -22,6 +22,7 @@ from cxrjax.data import images
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.kept import kept
 from cxrjax.data.sources import Source
+from cxrjax.data.store import FORMAT
 from cxrjax.lungs import segment
 from cxrjax.lungs.network import SIDE
 from cxrjax.threads import in_order
@@ -160,7 +161,7 @@ class Framed:
         def compute() -> dict[str, np.ndarray]:
             return {"lungs": np.packbits(segment.masks(self._small()), axis=-1)}
 
-        described = f"{self._source.fingerprint()}-{segmentation()}"
+        described = f"{self._source.fingerprint()}-{FORMAT}-{segmentation()}"
         key = hashlib.sha256(described.encode()).hexdigest()[:20]
         bits = kept(self._cache / f"lungs-{key}.npz", ("lungs",), compute)["lungs"]
         return np.unpackbits(bits, axis=-1).astype(bool)

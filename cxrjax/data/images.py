@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 DICOM_SUFFIXES = (".dcm", ".dicom")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", *DICOM_SUFFIXES)
@@ -14,7 +15,6 @@ MAX_PIXELS = 100_000_000  # a digital radiograph has 10 to 20 million; a bomb cl
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _STARTS = (b"\x89PNG", b"\xff\xd8")
 _DEPTHS = (8, 10, 12, 14, 16)  # bits per pixel that detectors deliver in 16-bit files
-_DEFLATED = b"1.2.840.10008.1.2.1.99"  # transfer syntax that unpacks without a bound
 
 
 class BrokenImage(Exception):
@@ -34,11 +34,11 @@ def is_image(name: str) -> bool:
 def decode(data: bytes, name: str) -> np.ndarray:
     """A file's bytes as a grey image at its own size, uint8 [H, W].
 
-    Colour becomes luma (ITU-R 601), transparency shows black. Deeper pixels are scaled, never
-    clipped: the full scale of a 16-bit PNG is the smallest of 8, 10, 12, 14 and 16 bits that
-    holds its largest value, since detectors store 12 bits in 16. DICOM goes through its modality
-    transform and its first window (PS3.3 C.11.2), else from the 0.5th to the 99.5th percentile;
-    MONOCHROME1 is inverted, so that bone is bright.
+    Colour becomes luma (ITU-R 601), transparency shows black, and a picture is turned as its EXIF
+    data say. Deeper pixels are scaled, never clipped: the full scale of a 16-bit PNG is the
+    smallest of 8, 10, 12, 14 and 16 bits that holds its largest value, since detectors store 12
+    bits in 16. DICOM goes through its modality transform and its first window (PS3.3 C.11.2), else
+    from the 0.5th to the 99.5th percentile; MONOCHROME1 is inverted, so that bone is bright.
 
     Args:
       data: the whole file. What it is is read from its content.
@@ -70,7 +70,7 @@ class Header(NamedTuple):
 
     kind: str  # PNG, JPEG, WEBP or DICOM
     mode: str  # Pillow's, e.g. L or RGB; the photometric interpretation of DICOM
-    width: int  # pixels
+    width: int  # pixels, before it is turned as EXIF data say
     height: int
     quantisation: float  # mean of the JPEG's quantisation tables: the higher the coarser; else 0
 
@@ -85,15 +85,15 @@ def header(data: bytes, name: str) -> Header:
     """
     try:
         if data[128:132] == b"DICM" or name.lower().endswith(DICOM_SUFFIXES):
-            from pydicom import dcmread
-
-            kept = dcmread(io.BytesIO(data), force=True, stop_before_pixels=True)
+            kept = _read_dicom(data, name, stop_before_pixels=True)
             mode = str(kept.get("PhotometricInterpretation", ""))
             return Header("DICOM", mode, int(kept.Columns), int(kept.Rows), 0.0)
         with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
             tables = getattr(picture, "quantization", None) or {0: [0]}
             coarse = float(np.mean([np.mean(table) for table in tables.values()]))
             return Header(str(picture.format), picture.mode, *picture.size, coarse)
+    except BrokenImage:
+        raise
     except Exception as error:  # as in `decode`
         reason = " ".join(str(error).split())[:200]
         raise BrokenImage(name, f"damaged: {reason or type(error).__name__}") from error
@@ -120,6 +120,13 @@ def _decode_picture(data: bytes, name: str) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as picture:
         width, height = picture.size
         _check_size(width, height, name)
+        # Cameras put a preview behind the picture of a JPEG, which makes it MPO.
+        frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+        if frames > 1:
+            raise BrokenImage(name, f"holds {frames} frames, not one radiograph")
+        picture.load()  # what is wrong with the pixels is told, other than of the EXIF data
+        with contextlib.suppress(Exception):  # damaged ones say nothing of sound pixels
+            ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode.startswith("I"):
             return _scale_depth(np.asarray(picture))
         if picture.has_transparency_data:
@@ -136,21 +143,35 @@ def _scale_depth(pixels: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(pixels * (255 / scale), 0, 255)).astype(np.uint8)
 
 
-def _decode_dicom(data: bytes, name: str) -> np.ndarray:
+def _read_dicom(data: bytes, name: str, **options: Any) -> Any:
+    """What `dcmread` reads with these options, unless it is deflated: that has no bound."""
     from pydicom import config, dcmread, uid
-    from pydicom.pixels.processing import apply_modality_lut
-    from pydicom.pixels.utils import pixel_array
+    from pydicom.filereader import _read_file_meta_info, read_preamble
 
     # Values outside the standard are common and would each print a warning.
     config.settings.reading_validation_mode = config.IGNORE
-    if _DEFLATED in data[:4096]:
+    file = io.BytesIO(data)
+    read_preamble(file, force=True)  # many exports lack it
+    # The reader that `dcmread` itself asks before it unpacks: no file can deceive only one of them.
+    if _read_file_meta_info(file).get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
         raise BrokenImage(name, "is a deflated DICOM file; convert it to another transfer syntax")
-    dataset = dcmread(io.BytesIO(data), force=True)  # many exports lack the preamble
+    file.seek(0)
+    return dcmread(file, force=True, **options)
+
+
+def _decode_dicom(data: bytes, name: str) -> np.ndarray:
+    from pydicom import uid
+    from pydicom.pixels.processing import apply_modality_lut
+    from pydicom.pixels.utils import pixel_array
+
+    dataset = _read_dicom(data, name)
     if "PixelData" not in dataset:
         raise BrokenImage(name, "holds no DICOM image")
     _check_size(int(dataset.Columns), int(dataset.Rows), name)
     if int(dataset.get("NumberOfFrames") or 1) > 1:
         raise BrokenImage(name, f"holds {dataset.NumberOfFrames} frames, not one radiograph")
+    if dataset.get("PhotometricInterpretation") == "PALETTE COLOR":
+        raise BrokenImage(name, "its pixels are colours of a palette; convert it to grey")
     dataset.ensure_file_meta()
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit, little_endian = dataset.original_encoding

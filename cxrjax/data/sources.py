@@ -9,6 +9,7 @@ import os
 import threading
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +143,10 @@ class FileSource:
 
 
 def open_files(path: Path) -> Files:
-    """The files of a folder or a zip archive.
+    """The files of a folder or a zip archive, hidden ones left out.
 
     Raises:
-      UserError: when there is no such path or it is neither; hidden files are left out.
+      UserError: when there is no such path or it is neither, or a folder in it cannot be read.
     """
     try:
         if path.is_dir():
@@ -161,7 +162,7 @@ def open_files(path: Path) -> Files:
         ) from error
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read ({error.strerror}); check its permissions."
+            f"{error.filename or path} cannot be read ({error.strerror}); check its permissions."
         ) from error
     if path.name.lower().endswith(_ARCHIVES):
         raise UserError(f"{path} is an archive other than zip; unpack it and name the folder.")
@@ -174,30 +175,51 @@ def open_files(path: Path) -> Files:
 class _Folder:
     def __init__(self, path: Path):
         self.path = path
-        self.names = tuple(sorted(_walk(path, "", ())))
+        self.names = tuple(sorted(_walk(path)))
 
     def read(self, name: str) -> bytes:
-        try:
-            with open(self.path / name, "rb") as file:
-                return _within_limit(file.read(MAX_FILE_BYTES + 1), name)
-        except OSError as error:
-            raise BrokenImage(name, f"cannot be read: {error.strerror}") from error
+        return read_file(self.path / name, name)
 
 
-def _walk(folder: Path, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    """Regular files below `folder`. Links are followed, except back to a folder above."""
-    status = os.stat(folder)
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _hidden(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", (*above, identity))
-            elif entry.is_file():
-                yield prefix + entry.name
+def read_file(path: Path, name: str) -> bytes:
+    """A file's bytes.
+
+    Args:
+      name: for the error.
+    Raises:
+      BrokenImage: when it cannot be read or exceeds MAX_FILE_BYTES.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _within_limit(file.read(MAX_FILE_BYTES + 1), name)
+    except OSError as error:
+        raise BrokenImage(name, f"cannot be read: {error.strerror}") from error
+
+
+def _walk(top: Path) -> Iterator[str]:
+    """Regular files below `top`. Links are followed, but no folder is entered twice.
+
+    Folders below `top` come before links, so that none loses its files to a link to it; of several
+    links to one folder elsewhere, the first by name counts.
+    """
+    entered = set()
+    folders, links = [""], deque()
+    while folders or links:
+        prefix = folders.pop() if folders else links.popleft()
+        status = os.stat(top / prefix)
+        identity = (status.st_dev, status.st_ino)
+        if identity in entered:
+            continue
+        entered.add(identity)
+        with os.scandir(top / prefix) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if _hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    inside = links if entry.is_symlink() else folders
+                    inside.append(f"{prefix}{entry.name}/")
+                elif entry.is_file():
+                    yield prefix + entry.name
 
 
 class _Archive:
