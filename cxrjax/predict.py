@@ -121,6 +121,8 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
     Raises:
       UserError: when one cannot be written.
     """
+    import numpy as np
+
     from cxrjax.calibration import scaled
     from cxrjax.data.batches import filled
     from cxrjax.errors import writing
@@ -151,6 +153,9 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
             probabilities = scaled(probabilities, temperature)
             for i, line in enumerate(kept):
                 chosen = int(probabilities[i].argmax())
+                if not np.isfinite(probabilities[i]).all():
+                    line["error"] = "the network's answer is no number"
+                    continue
                 line["abstained"] = bool(probabilities[i, chosen] < threshold)
                 line["class"] = None if line["abstained"] else run.classes[chosen]
                 line["probabilities"] = dict(

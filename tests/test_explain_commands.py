@@ -114,6 +114,14 @@ def test_unreadable_and_odd_files_are_told_line_by_line(run, tmp_path, capsys):
     assert any("blank" in w for w in odd["warnings"])
 
 
+def test_an_answer_that_is_no_number_names_no_class(run, films, monkeypatch):
+    found = trained.load(run)
+    nothing = np.full((10, len(found.classes)), np.nan, np.float32)
+    monkeypatch.setattr(trained.Trained, "predict", lambda *_: nothing)
+    for line in predict.predictions(found, sorted(films[0].iterdir()), None):
+        assert line["class"] is None and line["abstained"] and "no number" in line["error"]
+
+
 def test_folders_are_searched_as_for_training(tmp_path, monkeypatch):
     folder, deep = tmp_path / "films", "films" + "/d" * 1500
     (tmp_path / "linked").mkdir()
