@@ -86,7 +86,7 @@ def test_a_run_of_an_older_version_can_be_compared(runs, tmp_path):
         (lambda run: (run / "result.json").write_text("{"), "cannot be read"),
         (lambda run: (run / "predictions.csv").unlink(), "cannot be read"),
         (lambda run: (run / "predictions.csv").write_text("split,index\n"), "header"),
-        (lambda run: (run / "groups.json").write_text('{"test": [1]}'), "160 predictions for 1"),
+        (lambda run: change(run / "groups.json", test=[1]), "160 predictions for 1"),
         (lambda run: change(run / "result.json", classes=["a"]), "header"),
     ],
 )
