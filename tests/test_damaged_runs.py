@@ -5,12 +5,14 @@ Each entry changes one thing that a disk, an editor or a copy may change.
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 from finished_runs import CLASSES, change, make, split
+from test_trained import tiny
 
-from cxrjax import compare, config, decide, predictions
+from cxrjax import compare, config, decide, loop, predictions, trained
 from cxrjax.errors import UserError
 from cxrjax.report import __main__ as report
 from cxrjax.run_folder import RunFolder
@@ -196,3 +198,68 @@ def test_a_seed_below_nought_is_a_sentence(sound, capsys, command):
     main = {"compare": compare, "decide": decide}[command].main
     assert main([*runs, "--resamples", "100", "--seed", "-1"]) == 2
     assert "--seed is -1; give 0 or more." in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    loop.train_and_evaluate(tiny(), folder)
+    return folder
+
+
+@pytest.fixture
+def copied(trained_run, tmp_path):
+    """A copy of a finished run, and its newest checkpoint."""
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    return run, max((run / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
+
+
+NOTES = {
+    "{}": "its note lacks a sound entry finished",
+    "[]": "its note lacks a sound entry finished",
+    "{": "",
+    "no best_epoch": "its note lacks a sound entry best_epoch",
+    "no classes": "its note lacks a sound entry input.classes",
+}
+
+
+def spoil_note(checkpoint, content):
+    path = checkpoint / "note" / "metadata"
+    note = json.loads(path.read_text())
+    {"no best_epoch": note, "no classes": note["input"]}.get(content, {}).pop(
+        content.removeprefix("no "), None
+    )
+    path.write_text(json.dumps(note) if content.startswith("no ") else content)
+
+
+@pytest.mark.parametrize("content", NOTES)
+def test_a_damaged_note_names_its_checkpoint(copied, content):
+    run, checkpoint = copied
+    spoil_note(checkpoint, content)
+    with pytest.raises(UserError) as told:
+        trained.load(run)
+    assert str(told.value).startswith(f"checkpoint {checkpoint} cannot be read (")
+    assert NOTES[content] in str(told.value)
+    assert str(told.value).endswith("delete that folder to go on from the checkpoint before it.")
+
+
+@pytest.mark.parametrize("content", ["{}", "no best_epoch"])
+def test_a_run_does_not_go_on_from_a_damaged_note(copied, content):
+    run, checkpoint = copied
+    spoil_note(checkpoint, content)
+    (run / "result.json").unlink()
+    with pytest.raises(UserError, match=r"checkpoint .* cannot be read \(its note"):
+        loop.train_and_evaluate(config.load(str(run / "config.json")), run)
+
+
+@pytest.mark.parametrize("left", ["a file", "an empty folder"])
+def test_what_only_has_the_name_of_a_checkpoint(copied, left):
+    run, checkpoint = copied
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    checkpoint.write_text("x") if left == "a file" else checkpoint.mkdir()
+    with pytest.raises(UserError, match=r"has a result but no checkpoint|cannot be read"):
+        trained.load(run)
