@@ -118,8 +118,7 @@ def read(folder: Path, *, untested_too: bool = False) -> Run:
                 None if groups is None else groups[split],
                 result[split]["accuracy"],
             )
-            for split in ("validation", "test")
-            if split in result
+            for split in ("validation", *(["test"] if "test" in result else []))
         }
     return Run(folder, result, classes, splits)
 

@@ -62,6 +62,7 @@ def test_folders_of_one_name_are_told_by_their_path(runs, tmp_path, capsys):
     [
         ({"n": 150}, "different images (160 and 150, 150 in both); train both on the same data"),
         ({"data_fingerprint": "g"}, "different images (160 and 160, 0 in both)"),
+        ({"data_fingerprint": ["f"]}, "different images (160 and 160, 0 in both)"),
         ({"classes": ("COVID", "Normal", "Other")}, "tell other classes apart (COVID, Normal, V"),
     ],
 )

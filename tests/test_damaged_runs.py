@@ -13,6 +13,7 @@ from finished_runs import CLASSES, change, make, split
 from test_trained import tiny
 
 from cxrjax import compare, config, decide, loop, predictions, trained
+from cxrjax.audit import run as audit
 from cxrjax.errors import UserError
 from cxrjax.report import __main__ as report
 from cxrjax.run_folder import RunFolder
@@ -62,6 +63,7 @@ def both(*spoils):
 
 DAMAGE = {
     "no accuracy": (without("test", "accuracy"), "KeyError: 'accuracy'"),
+    "no validation": (without("validation"), "KeyError: 'validation'"),
     "result.json is deep": (put("result.json", DEEP), "RecursionError"),
     "a long field": (rows(lambda row: [*row[:2], "x" * 200_000, *row[3:]]), "field larger than"),
     "a long number": (rows(lambda row: [*row[:4], "9" * 100_000 + "x", *row[5:]]), "to float: ..."),
@@ -115,6 +117,13 @@ def test_figures_that_only_a_comparison_prints(sound, tmp_path, capsys, spoil):
     spoil(run)
     assert COMMANDS["compare"](run, sound) == 2
     assert f"the results in {run} cannot be read (KeyError" in capsys.readouterr().err
+
+
+def test_a_run_whose_verdict_cannot_be_told_is_not_looked_at(tmp_path):
+    run = make(tmp_path / "run")
+    without("audit")(run)
+    with pytest.raises(UserError, match=r"cannot be read \(KeyError: 'audit'\)"):
+        audit.result_of(run)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
