@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,19 @@ class Checkpoints:
             if wait:
                 self._manager.wait_until_finished()
 
-    def note(self, step: int) -> dict[str, Any]:
-        """The JSON note saved with `step`."""
+    def note(self, step: int, form: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON note saved with `step`.
+
+        Args:
+          form: the types of its entries by name; of an inner object, again such a mapping.
+        Raises:
+          UserError: when the checkpoint is damaged or its note is of another form.
+        """
         args = self._ocp.args.Composite(**{_NOTE: self._ocp.args.JsonRestore()})
-        return json.loads(json.dumps(self._restore(step, args)[_NOTE]))
+        note = json.loads(json.dumps(self._restore(step, args)[_NOTE]))
+        if odd := _odd(note, form):
+            raise self._unreadable(step, ValueError(f"its note lacks a sound entry {odd}"))
+        return note
 
     def arrays(self, step: int, like: Any) -> Any:
         """The arrays saved with `step`.
@@ -152,6 +161,19 @@ class Checkpoints:
                         "and run the same command again to resume, or choose another --workdir."
                     ) from error
             raise
+
+
+def _odd(found: Any, form: Any, name: str = "") -> str | None:
+    """The first entry that is missing or of another type than in `form`; None where all is well."""
+    if not isinstance(form, Mapping):
+        return None if isinstance(found, form) else name
+    for key, inner in form.items():
+        within = f"{name}.{key}" if name else key
+        if not isinstance(found, dict) or key not in found:
+            return within
+        if odd := _odd(found[key], inner, within):
+            return odd
+    return None
 
 
 def _quieten_late_writes() -> None:

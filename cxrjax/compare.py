@@ -52,6 +52,8 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError("a comparison needs two runs or more; name their folders.")
     if arguments.resamples < 100:
         raise UserError(f"--resamples is {arguments.resamples}; give 100 or more.")
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}; give 0 or more.")
 
     from cxrjax import comparison, predictions
 
@@ -109,8 +111,8 @@ def _check(runs: Sequence[Run]) -> None:
 
 def _same_data(first: Run, second: Run) -> bool:
     """Whether equal names mean equal images, as far as the runs tell."""
-    prints = {run.result.get("data_fingerprint") for run in (first, second)} - {None}
-    return len(prints) < 2
+    ours, theirs = (run.result.get("data_fingerprint") for run in (first, second))
+    return ours is None or theirs is None or ours == theirs
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -120,34 +122,37 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _row(name: str, run: Run) -> dict[str, Any]:
+    from cxrjax import predictions
+
     test = run.result["test"]
     figures = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "log_loss")
-    return {
-        "name": name,
-        "model": run.result.get("model"),
-        "split_digest": run.result.get("split_digest"),
-        "parameters": run.result.get("parameters"),
-        **{figure: test[figure] for figure in figures},
-        "recall": {c: test["per_class"][c]["recall"] for c in run.classes},
-    }
+    with predictions.understood(run.folder):
+        row = {
+            "name": name,
+            "model": run.result.get("model"),
+            "split_digest": run.result.get("split_digest"),
+            "parameters": run.result.get("parameters"),
+            **{figure: test[figure] for figure in figures},
+            "recall": {c: test["per_class"][c]["recall"] for c in run.classes},
+        }
+        _cells(row)  # what cannot be printed is told now, with the run's name
+    return row
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Runs as columns would grow too wide: a row each, figures with intervals below their names."""
     columns = ["accuracy", "macro F1", *(f"recall {c}" for c in rows[0]["recall"])]
-    cells = [
-        [
-            row["name"],
-            *map(verdict.interval, [row["accuracy"], row["macro_f1"], *row["recall"].values()]),
-        ]
-        for row in rows
-    ]
-    lines = [["run", *columns], *cells]
+    lines = [["run", *columns], *map(_cells, rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    figures = [row["accuracy"], row["macro_f1"], *row["recall"].values()]
+    return [row["name"], *map(verdict.interval, figures)]
 
 
 def _write(found: dict[str, Any], out: str | None) -> None:

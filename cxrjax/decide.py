@@ -71,6 +71,8 @@ def _run(argv: Sequence[str]) -> int:
             raise UserError(f"{flag} is {value:g}; it must lie in [{low:g}, {high:g}].")
     if arguments.resamples < 100:
         raise UserError(f"--resamples is {arguments.resamples}; give 100 or more.")
+    if arguments.seed < 0:
+        raise UserError(f"--seed is {arguments.seed}; give 0 or more.")
 
     from cxrjax import decision_report, evaluation_figures, log, predictions
 

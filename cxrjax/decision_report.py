@@ -10,7 +10,7 @@ import numpy as np
 
 from cxrjax import bootstrap, calibration, decision, log
 from cxrjax.decision import Diagnostic, Setting
-from cxrjax.errors import UserError
+from cxrjax.errors import MALFORMED, UserError, reason
 from cxrjax.predictions import Run, Split
 
 _PREVALENCES = np.linspace(0, 1, 51)
@@ -117,9 +117,8 @@ def _curve(run: Run, test: Split, disease: int, assumed: argparse.Namespace) -> 
     Where none is asked, to the class frequencies of the validation split: training may have weighed
     the classes otherwise, and no temperature undoes that.
     """
-    fitted = _calibration(run)
-    probabilities = calibration.scaled(test.probabilities, fitted["temperature"]["value"])
-    prior = np.array([fitted["training_prior"][name] for name in run.classes])
+    temperature, prior = _calibration(run)
+    probabilities = calibration.scaled(test.probabilities, temperature)
     there = np.bincount(run.splits["validation"].labels, minlength=len(prior)) / len(
         run.splits["validation"].labels
     )
@@ -141,14 +140,20 @@ def _curve(run: Run, test: Split, disease: int, assumed: argparse.Namespace) -> 
         raise UserError(f"{run.folder}: {error}; name another --disease.") from error
 
 
-def _calibration(run: Run) -> dict[str, Any]:
+def _calibration(run: Run) -> tuple[float, np.ndarray]:
+    """Temperature and training prior float64 [K] of calibration.json."""
     path = run.folder / "calibration.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        temperature = float(found["temperature"]["value"])
+        prior = np.array([float(found["training_prior"][name]) for name in run.classes])
+        if not (0 < temperature < np.inf and ((prior > 0) & (prior <= 1)).all()):
+            raise ValueError("temperature or training_prior out of range")
+    except (OSError, *MALFORMED) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); it belongs to the run's results: train it again."
+            f"{path} cannot be read ({reason(error)}); it belongs to the run's results: train it "
+            "again."
         ) from error
     if found.get("fitted_on_training_images"):
         log.say(f"{path} {calibration.SEEN}")
-    return found
+    return temperature, prior

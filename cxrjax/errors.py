@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import errno
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What reading raises where a file holds something else than was written into it. JSON nested a
+# hundred thousand deep ends the recursion; whole numbers of any length overflow what they go into.
+MALFORMED = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
 
 class UserError(Exception):
     """Bad input or configuration. Its message is one sentence: what, where, and how to mend it."""
+
+
+def reason(error: Exception) -> str:
+    """An exception as a part of a sentence: on one line, and without the data it may quote."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from cxrjax import ahead, build, evaluation, log, optim, outcome, prefix, runtime, step
+from cxrjax import ahead, build, evaluation, log, optim, outcome, prefix, runtime, step, trained
 from cxrjax.checkpoint import Checkpoints
 from cxrjax.config import Config
 from cxrjax.data import batches, dataset, framing
@@ -80,7 +80,7 @@ class Training:
         newest = self.checkpoints.latest()
         if newest is None:
             return
-        note = self.checkpoints.note(newest)
+        note = self.checkpoints.note(newest, trained.NOTE)
         now = (self.data.digest, self.data.fingerprint)
         if (note["digest"], note["fingerprint"]) != now:
             raise UserError(

@@ -6,8 +6,10 @@ image, and none of them reads the test split again.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,12 @@ from cxrjax import config as config_lib
 from cxrjax import log
 from cxrjax.data import ledger
 from cxrjax.data.ledger import Looks
-from cxrjax.errors import UserError
+from cxrjax.errors import MALFORMED, UserError, reason
 from cxrjax.runtime import cache_root
 
 _AGAIN = "train it again, or name another run"
+_EVEN = 1e-6  # probabilities closer than this may have changed places when they were written
+_SUM = 1e-4  # how far from 1 float32 probabilities of any number of classes may add up, and more
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Run:
 
 def looks(run: Run) -> Looks:
     """How often the run's test split was read so far, by all runs; at least what the run knew."""
-    told = run.result.get("test_looks") or int("test" in run.result)
+    told = run.result.get("test_looks")
+    if type(told) is not int or told < 1:  # none, or damaged
+        told = int("test" in run.result)
     data, digest = run.result.get("data_fingerprint"), run.result.get("split_digest")
     config = run.folder / "config.json"
     if data is None or digest is None or not config.is_file():
@@ -96,7 +102,7 @@ def read(folder: Path, *, untested_too: bool = False) -> Run:
     result = result_of(folder)
     if "test" not in result and not untested_too:
         raise untested(folder)
-    try:
+    with understood(folder):
         classes = tuple(result["classes"])
         with open(
             folder / "predictions.csv", newline="", encoding="utf-8", errors="surrogateescape"
@@ -106,12 +112,14 @@ def read(folder: Path, *, untested_too: bool = False) -> Run:
             raise ValueError("its header is not that of the run's classes")
         groups = _groups(folder)
         splits = {
-            split: _split([row for row in rows if row[0] == split], classes, groups.get(split))
-            for split in ("validation", "test")
-            if split in result
+            split: _split(
+                [row for row in rows if row[0] == split],
+                classes,
+                None if groups is None else groups[split],
+                result[split]["accuracy"],
+            )
+            for split in ("validation", *(["test"] if "test" in result else []))
         }
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise damaged(folder, error) from error
     return Run(folder, result, classes, splits)
 
 
@@ -128,35 +136,69 @@ def result_of(folder: Path) -> dict[str, Any]:
         begun = f", or finish this one by python -m cxrjax.main --workdir {folder}"
         mend = begun if (folder / "config.json").is_file() else ""
         raise UserError(f"{folder} holds no result.json; name a run that has finished{mend}.")
-    try:
+    with understood(folder):
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict):
             raise ValueError("result.json does not hold a JSON object")
-    except (OSError, ValueError) as error:
-        raise damaged(folder, error) from error
     return result
+
+
+@contextlib.contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Turns what the body raises over the files of a finished run into a UserError."""
+    try:
+        yield
+    except (OSError, csv.Error, *MALFORMED) as error:
+        raise damaged(folder, error) from error
 
 
 def damaged(folder: Path, error: Exception) -> UserError:
     """What to raise where the files of a finished run cannot be made sense of."""
-    reason = f"{type(error).__name__}: {error}"
-    return UserError(f"the results in {folder} cannot be read ({reason}); {_AGAIN}.")
+    return UserError(f"the results in {folder} cannot be read ({reason(error)}); {_AGAIN}.")
 
 
-def _groups(folder: Path) -> dict[str, list[int]]:
+def _groups(folder: Path) -> dict[str, list[int]] | None:
+    """None for a run of a version that kept no groups."""
     path = folder / "groups.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _split(rows: list[list[str]], classes: tuple[str, ...], groups: list[int] | None) -> Split:
+def _split(
+    rows: list[list[str]],
+    classes: tuple[str, ...],
+    groups: list[int] | None,
+    accuracy: dict[str, Any],
+) -> Split:
+    """The rows of a split as arrays.
+
+    Args:
+      groups: of its images; None: every image alone.
+      accuracy: what result.json says of the split, {value, n, ...}.
+    """
     label_of = {name: k for k, name in enumerate(classes)}
-    index = np.array([int(row[1]) for row in rows])
-    # A run of a version that kept no groups: every image alone.
-    alone = np.arange(len(rows)) if groups is None else np.array(groups, int)
-    if len(alone) != len(rows) or not rows:
-        raise ValueError(f"{len(rows)} predictions for {len(alone)} images")
-    probabilities = np.array([[float(p) for p in row[4:]] for row in rows])
-    if not np.isfinite(probabilities).all():
-        raise ValueError("a probability is not a number")
+    index = np.array([int(row[1]) for row in rows], np.int64)
+    own = np.arange(len(rows)) if groups is None else np.array(groups, np.int64)
+    if own.shape != (len(rows),) or accuracy["n"] != len(rows) or not rows:
+        raise ValueError(f"{len(rows)} predictions for {own.size} of {accuracy['n']} images")
     labels = np.array([label_of[row[3]] for row in rows])
-    return Split(index, tuple(row[2] for row in rows), labels, probabilities, alone)
+    probabilities = _probabilities(rows, len(classes))
+    hit = probabilities.argmax(axis=1) == labels
+    first, second = np.sort(probabilities, axis=1)[:, :-3:-1].T
+    open_ = (first - second < _EVEN).mean()
+    if not abs(accuracy["value"] - hit.mean()) <= open_ + _EVEN:
+        raise ValueError(
+            f"predictions.csv has an accuracy of {hit.mean():.4f}, result.json one of "
+            f"{accuracy['value']:.4f}"
+        )
+    return Split(index, tuple(row[2] for row in rows), labels, probabilities, own)
+
+
+def _probabilities(rows: list[list[str]], k: int) -> np.ndarray:
+    """float64 [N, K] of the rows of predictions.csv, checked."""
+    if any(len(row) != 4 + k for row in rows):
+        raise ValueError(f"a row of predictions.csv does not have {k} probabilities")
+    found = np.array([[float(p) for p in row[4:]] for row in rows])
+    # NaN is in no range.
+    if not ((found >= 0) & (found <= 1)).all() or (abs(found.sum(axis=1) - 1) > _SUM).any():
+        raise ValueError("the probabilities of an image do not lie in [0, 1] or do not sum to 1")
+    return found

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cxrjax import config as config_lib
-from cxrjax import log
+from cxrjax import log, verdict
 from cxrjax.config import Config
-from cxrjax.errors import UserError, writing
+from cxrjax.errors import MALFORMED, UserError, reason, writing
 
 _REMEDY = "choose another --workdir"
 # Where things lie may differ between machines; what they are is held by the data set's digest.
@@ -72,11 +72,13 @@ class RunFolder:
             return None
         try:
             result = json.loads(self.result_file.read_text(encoding="utf-8"))
+            # What cannot be told is no result: to take it for an untested one costs a look.
+            verdict.summary(result, self.path)
             return None if self._tested and "test" not in result else result
-        except (OSError, ValueError) as error:
+        except (OSError, *MALFORMED) as error:
             raise UserError(
-                f"{self.result_file} cannot be read ({error}); delete it and run the same command "
-                "again: the evaluation is repeated."
+                f"{self.result_file} cannot be read ({reason(error)}); delete it and run the same "
+                "command again: the evaluation is repeated."
             ) from error
 
     def write_history(self, history: list[dict[str, Any]]) -> None:

@@ -36,6 +36,19 @@ _SAME = (
     "input.normalize",
 )
 
+# What a checkpoint's note holds, see `loop.Training`, as far as predicting or going on needs it.
+NOTE = {
+    "finished": bool,
+    "history": list,
+    "best_epoch": int,
+    "best_loss": (int, float, type(None)),
+    "epochs_since_best": int,
+    "epoch_seconds": (int, float),
+    "digest": str,
+    "fingerprint": str,
+    "input": {"classes": list, "image_size": int, "mean": list, "std": list},
+}
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -263,7 +276,7 @@ def _opened(folder: Path, config: Config) -> Trained:
 
 def _steps(folder: Path) -> list[Path]:
     """The complete checkpoints of a run: those half written have longer names."""
-    return [path for path in folder.glob("checkpoints/*") if path.name.isdigit()]
+    return [p for p in folder.glob("checkpoints/*") if p.name.isdigit() and p.is_dir()]
 
 
 def _newest(folder: Path) -> tuple[dict[str, Any], Any]:
@@ -277,7 +290,7 @@ def _newest(folder: Path) -> tuple[dict[str, Any], Any]:
     with contextlib.closing(checkpoints):
         newest = checkpoints.latest()
         assert newest is not None
-        return checkpoints.note(newest), checkpoints.all_arrays(newest)
+        return checkpoints.note(newest, NOTE), checkpoints.all_arrays(newest)
 
 
 def _recipe(config: Config, contract: dict[str, Any], graphdef: Any, n_classes: int) -> step.Recipe:

@@ -1,8 +1,9 @@
-"""The one line of a run: its accuracy, and beside it the reasons to doubt it."""
+"""What is said of a run at its end: its figures, and beside them the reasons to doubt them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # A network that keeps more than this of what it knows, where no lung is to be seen, uses something
@@ -77,3 +78,53 @@ def short(value: float | None) -> str:
         return "undefined"
     text = f"{value:.2f}"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def summary(result: Mapping[str, Any], workdir: Path) -> str:
+    """The lines printed at the end: figures with intervals, and the verdict."""
+    epochs = f"best epoch {result['best_epoch']} of {result['epochs']}"
+    if "validation" in result.get("trained_on", ()):
+        epochs = f"{result['epochs']} epochs on training and validation images, the last one kept"
+    lines = [f"{result['model']}, {epochs}"]
+    for split in ("validation", "test"):
+        if (part := result.get(split)) is None:
+            continue
+        lines.append(
+            f"{split:10} n={part['accuracy']['n']}: accuracy {_wide(part['accuracy'])}, "
+            f"macro F1 {_wide(part['macro_f1'])}, AUROC {_wide(part['auroc'])} (95 %)"
+            + (" on images trained on" if part.get("trained_on") else "")
+        )
+    tested = "test" in result
+    lines += _per_class(result["test" if tested else "validation"])
+    lines += [f"audit      {finding}" for finding in result["audit"]["summary"]]
+    lines.append(f"verdict    {line(result)}")
+    own = "" if tested else ", not by this run"
+    lines.append(
+        f"test split read {result['test_looks']} time(s) so far{own}; results in {workdir}"
+    )
+    return "\n".join(lines)
+
+
+def _per_class(part: Mapping[str, Any]) -> list[str]:
+    """Table of a split: precision, recall with interval, F1, support, confusion matrix."""
+    classes = part["classes"]
+    width = max(map(len, classes))
+    lines = [f"{'':{width}} precision  recall                F1     support  predicted as"]
+    for name, row in zip(classes, part["confusion_matrix"], strict=True):
+        scores = part["per_class"][name]
+        precision, recall, f1 = (scores[key] for key in ("precision", "recall", "f1"))
+        lines.append(
+            f"{name:{width}} {_plain(precision):9}  {_wide(recall):20}  {_plain(f1):5}  "
+            f"{scores['support']:7}  {' '.join(f'{count:5}' for count in row)}"
+        )
+    return lines
+
+
+def _plain(metric: Mapping[str, Any]) -> str:
+    return "-" if metric["value"] is None else f"{metric['value']:.3f}"
+
+
+def _wide(metric: Mapping[str, Any]) -> str:
+    if metric["value"] is None:
+        return "undefined"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"

@@ -25,7 +25,7 @@ def test_round_trip_keeps_values_dtypes_and_structure(tmp_path):
         checkpoints.save(step, make_tree(step), {"history": [{"loss": 0.5, "none": None}]})
     checkpoints.wait()
     assert checkpoints.latest() == 9
-    assert checkpoints.note(9) == {"history": [{"loss": 0.5, "none": None}]}
+    assert checkpoints.note(9, {"history": list}) == {"history": [{"loss": 0.5, "none": None}]}
     restored = checkpoints.arrays(9, make_tree(0))
     assert jax.tree.structure(restored) == jax.tree.structure(make_tree(0))
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(make_tree(9)), strict=True):

@@ -62,6 +62,7 @@ def test_folders_of_one_name_are_told_by_their_path(runs, tmp_path, capsys):
     [
         ({"n": 150}, "different images (160 and 150, 150 in both); train both on the same data"),
         ({"data_fingerprint": "g"}, "different images (160 and 160, 0 in both)"),
+        ({"data_fingerprint": ["f"]}, "different images (160 and 160, 0 in both)"),
         ({"classes": ("COVID", "Normal", "Other")}, "tell other classes apart (COVID, Normal, V"),
     ],
 )
@@ -86,7 +87,7 @@ def test_a_run_of_an_older_version_can_be_compared(runs, tmp_path):
         (lambda run: (run / "result.json").write_text("{"), "cannot be read"),
         (lambda run: (run / "predictions.csv").unlink(), "cannot be read"),
         (lambda run: (run / "predictions.csv").write_text("split,index\n"), "header"),
-        (lambda run: (run / "groups.json").write_text('{"test": [1]}'), "160 predictions for 1"),
+        (lambda run: change(run / "groups.json", test=[1]), "160 predictions for 1"),
         (lambda run: change(run / "result.json", classes=["a"]), "header"),
     ],
 )

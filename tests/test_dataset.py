@@ -258,8 +258,8 @@ def test_looks_can_be_counted_without_the_data_and_without_looking(tmp_path):
     assert ledger.record(tmp_path, "data", "split", "run 1") == (1, 0)
     assert ledger.record(tmp_path, "data", "redrawn", "run 2") == (1, 1)
     assert ledger.record(tmp_path, "other data", "split", "run 3") == (1, 0)
-    with open(tmp_path / ledger.FILE, "a") as file:
-        file.write('[1]\n{"time": "cut sho')
+    with open(tmp_path / ledger.FILE, "ab") as file:
+        file.write(b"\xff\n" + b"[" * 200_000 + b'\n[1]\n{"time": "cut sho')
     for _ in range(2):
         assert ledger.count(tmp_path, "data", "split") == (1, 1)
     assert ledger.record(tmp_path, "data", "split", "run 4") == (2, 1)

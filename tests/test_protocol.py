@@ -21,7 +21,19 @@ from protocol_runs import (
 )
 from test_ahead import STEPS, compilations
 
-from cxrjax import build, compare, config, decide, evaluation, loop, main, predict, prefix, trained
+from cxrjax import (
+    build,
+    compare,
+    config,
+    decide,
+    evaluation,
+    loop,
+    main,
+    predict,
+    prefix,
+    trained,
+    verdict,
+)
 from cxrjax.audit import __main__ as audit
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
@@ -91,7 +103,7 @@ def test_figures_of_images_trained_on_say_so(whole, capsys):
     assert "; trained on validation images too; leaks 0" in result["verdict"]
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("trained_on") for line in lines] == [None, True] * 2
-    told = main.summary(result, whole)
+    told = verdict.summary(result, whole)
     assert "2 epochs on training and validation images, the last one kept" in told
     assert told.count("on images trained on") == 1
     fitted = json.loads((whole / "calibration.json").read_text())

@@ -150,6 +150,7 @@ DAMAGE = {
     "masks cut": lambda root: truncate(root / "masks.npy", -300),
     "json gone": lambda root: (root / "store.json").unlink(),
     "json cut": lambda root: truncate(root / "store.json", -20),
+    "json is deep": lambda root: (root / "store.json").write_text("[" * 200_000),
     "json is a list": lambda root: (root / "store.json").write_text("[]"),
     "label off": lambda root: (root / "store.json").write_text(
         (root / "store.json").read_text().replace('"A",', "", 1)

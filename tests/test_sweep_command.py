@@ -109,6 +109,8 @@ def test_the_parts_of_an_array_of_jobs_make_the_whole(file, tmp_path):
     [
         (["--shard", "2/2"], "--shard"),
         (["--shard", "one"], "--shard"),
+        (["--shard", "²/³"], "--shard is '²/³'; give I/N"),
+        (["--shard", f"0/{'9' * 5000}"], "--shard is '0/99999"),
         (["--workers", "0"], "--workers"),
         (["--config.train.learning_rate=1"], "--grid.train.learning_rate"),
         (["--grid.data.split_seed=1,2"], "different validation images"),
@@ -131,9 +133,45 @@ def test_a_ledger_of_other_data_is_refused(file, tmp_path, capsys):
     sweep = grid.load(file())
     ledger = Trials(tmp_path / "run")
     record = {"key": sweep.points[0].key, "values": {}, "seed": 0, "status": "diverged"}
+    record |= {"epochs": 1, "seconds": 0.5}
     ledger.append(record | {"data": "of another split"}, {})
     assert command.main(["--config", file(), "--workdir", str(tmp_path / "run")]) == 2
     assert "other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"sweep.json": '{"mine": 1}'},
+        {"sweep.json": "["},
+        {"best.json": "{}"},
+        {"config.json": "{}", "result.json": "{}"},
+    ],
+)
+def test_a_folder_of_something_else_is_refused_and_left_alone(file, tmp_path, capsys, files):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    for name, text in files.items():
+        (workdir / name).write_text(text)
+    assert command.main(["--config", file(), "--workdir", str(workdir)]) == 2
+    told = capsys.readouterr().err
+    assert f"{workdir} is not a sweep's folder and holds other files ({next(iter(files))})" in told
+    assert {path.name: path.read_text() for path in workdir.iterdir()} == files
+
+
+def test_a_folder_that_a_sweep_has_begun_is_its_own(file, tmp_path):
+    search.refuse_foreign(tmp_path / "none")
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "sweep.json.123.tmp").write_text("{")  # another part is writing it
+    (begun / ".nfs1").write_text("")
+    search.refuse_foreign(begun)
+    search.keep_settings(begun, grid.load(file()))
+    (begun / "figures").mkdir()
+    search.refuse_foreign(begun)
+    (begun / "sweep.json").unlink()
+    (begun / "trials.jsonl").write_text("")  # the ledger is checked as it is read
+    search.refuse_foreign(begun)
 
 
 def test_all_trials_diverged_is_told(file, tmp_path, capsys):

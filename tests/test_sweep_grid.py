@@ -90,6 +90,8 @@ def test_an_unfinished_sweep_outlives_new_options():
         ({"sweep.seeds": (1, 2)}, "cannot be varied"),
         ({"data.dir": ("a", "b")}, "cannot be varied"),
         ({"seed": (1,), "model.filters": (8,)}, "sweep.seeds"),
+        ({5: (1,)}, "the grid's 5 names no config field"),
+        ({"data.classes": (("a", ["b"]), ("c", "d"))}, "data.classes"),
         ({"train.on_validation": (True,), "train.patience": (0,)}, "for single runs"),
         ({"train.epochs": tuple(range(1, 1001)), "model.filters": tuple(range(1, 1001))}, "most"),
     ],

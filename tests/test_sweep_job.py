@@ -106,12 +106,12 @@ def test_a_search_run_before_takes_as_long_as_its_longest_command(tmp_path):
     record = {"seed": 0, "status": "finished", "best_epoch": 1, "how": "alone", "data": "d"}
     record["validation"] = {"loss": 0.7, "accuracy": accuracy}
     for number, point in enumerate(points[:-1]):
-        of_point = {"key": point.key, "values": point.values, "epochs": number, "seconds": number}
-        Trials(tmp_path).append(record | of_point, {})
+        of_point = {"key": point.key, "values": point.values, "epochs": number + 1}
+        Trials(tmp_path).append(record | of_point | {"seconds": number}, {})
     with pytest.raises(UserError, match=r"lacks 1 of 18 trials.*'train.optimizer': 'sgd'"):
         sweep_job.trials_of(points, tmp_path)
     had = points[:-1]
-    assert [t["epochs"] for t in sweep_job.trials_of(had, tmp_path)] == list(range(17))
+    assert [t["epochs"] for t in sweep_job.trials_of(had, tmp_path)] == list(range(1, 18))
     assert sweep_job.recorded(had, tmp_path, 1)["search_seconds"] == sum(range(17))
     told = sweep_job.recorded(had, tmp_path, 2)
     shards = [{point.key for point in search.shard(had, i, 2)} for i in (0, 1)]

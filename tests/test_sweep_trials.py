@@ -110,8 +110,36 @@ def test_a_damaged_line_is_told_once_with_its_place_and_costs_only_its_trial(tmp
     assert list(Trials(tmp_path).records()) == [key(0), key(2), key(1)]
 
 
+def spoilt(*path, value):
+    """A line in which the entry of this path is another."""
+    changed = json.loads(json.dumps(record(1)))
+    inner = changed
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    return json.dumps(changed).encode()
+
+
 @pytest.mark.parametrize(
-    "line", [b"[1, 2]", b'{"trial": 3}', b'{"key": "../../x", "values": {}, "status": "finished"}']
+    "line",
+    [
+        b"[1, 2]",
+        b'{"trial": 3}',
+        spoilt("key", value="../../x"),
+        spoilt("values", value=None),
+        spoilt("status", value="foo"),
+        spoilt("status", value=["finished"]),
+        spoilt("seed", value="0"),
+        spoilt("epochs", value=None),
+        spoilt("seconds", value="long"),
+        spoilt("seconds", value=float("nan")),
+        spoilt("best_epoch", value=99),
+        spoilt("best_epoch", value=0),
+        spoilt("validation", value=None),
+        spoilt("validation", "accuracy", value=None),
+        spoilt("validation", "accuracy", "low", value=None),
+        spoilt("validation", "loss", value="x"),
+    ],
 )
 def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path, line):
     (tmp_path / trials.FILE).write_bytes(json.dumps(record(0)).encode() + b"\n" + line + b"\n")

@@ -97,4 +97,6 @@ def result_of(workdir: Path) -> dict[str, Any]:
     result = predictions.result_of(workdir)
     if "test" not in result:
         raise predictions.untested(workdir)
+    with predictions.understood(workdir):
+        verdict.line(result)  # what cannot be told afterwards costs no look
     return result

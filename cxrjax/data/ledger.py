@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from cxrjax.errors import writing
+from cxrjax.errors import MALFORMED, writing
 
 FILE = "test_looks.jsonl"
 
@@ -50,7 +50,8 @@ def record(folder: Path, fingerprint: str, digest: str, what: str) -> Looks:
         }
     )
     remedy = "choose another --config.data.cache or CXRJAX_CACHE"
-    with writing(path, remedy), open(path, "a+", encoding="utf-8") as file:
+    # A byte that is no UTF-8 costs its line alone.
+    with writing(path, remedy), open(path, "a+", encoding="utf-8", errors="replace") as file:
         # Of two runs that end at once, one counts the other; closing the file unlocks it.
         fcntl.flock(file, fcntl.LOCK_EX)
         # A line cut short by a crash must neither swallow this one nor stop the counting.
@@ -66,9 +67,10 @@ def record(folder: Path, fingerprint: str, digest: str, what: str) -> Looks:
 def count(folder: Path, fingerprint: str, digest: str) -> Looks:
     """How often a test split was read so far; (0, 0) where there is no ledger to be read."""
     try:
-        return _count((folder / FILE).read_text(encoding="utf-8"), fingerprint, digest)
+        text = (folder / FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return Looks(0, 0)
+    return _count(text, fingerprint, digest)
 
 
 def _count(text: str, fingerprint: str, digest: str) -> Looks:
@@ -77,8 +79,8 @@ def _count(text: str, fingerprint: str, digest: str) -> Looks:
         try:
             look = json.loads(line)
             same_data, same_split = look["data"] == fingerprint, look["split_digest"] == digest
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short
+        except MALFORMED:
+            continue  # cut short or damaged
         here += same_data and same_split
         elsewhere += same_data and not same_split
     return Looks(here, elsewhere)

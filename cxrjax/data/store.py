@@ -22,7 +22,7 @@ from cxrjax import log
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.kept import REMEDY
 from cxrjax.data.sources import Source
-from cxrjax.errors import UserError, writing
+from cxrjax.errors import MALFORMED, UserError, writing
 from cxrjax.threads import in_order
 
 FORMAT = 2  # raise it whenever a store built by older code would hold other bytes
@@ -288,7 +288,7 @@ def _open(root: Path, key: str, size: int) -> Store:
         shape = (n, size, size)
         images = _map(root / "images.npy", shape)
         masks = _map(root / "masks.npy", shape) if has_mask.any() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise _Damaged(" ".join(str(error).split())) from error
     return Store(
         root=root,

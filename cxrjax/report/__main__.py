@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cxrjax import cli
-from cxrjax.errors import UserError, writing
+from cxrjax.errors import MALFORMED, UserError, writing
 
 _EPILOG = """\
 examples:
@@ -43,14 +43,14 @@ def _run(argv: Sequence[str]) -> int:
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out is {out}; name a file that ends in .html.")
 
-    from cxrjax import log, predictions
+    from cxrjax import log
     from cxrjax.report import files, page
 
     found = files.gather(folder, Path(arguments.explained) if arguments.explained else None)
     try:
         text = page.make(found)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise predictions.damaged(folder, error) from error
+    except MALFORMED as error:
+        raise files.blamed(found, error, page.make) from error
     with writing(out, "choose another --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(out, text)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cxrjax import config as config_lib
 from cxrjax import predictions
 from cxrjax.config import Config
 from cxrjax.data.ledger import Looks
-from cxrjax.errors import UserError
+from cxrjax.errors import MALFORMED, UserError, reason
 from cxrjax.predictions import Run, Split
 from cxrjax.report import pictures
 from cxrjax.report.pictures import Picture
@@ -19,6 +20,21 @@ from cxrjax.report.pictures import Picture
 PANELS = 12  # shown at most: explain sorts the most confident mistakes to the front
 _FIGURES = ("curves", "test_images", "calibration", "decision")
 _AUDIT_FIGURES = ("duplicates", "predictability", "sources", "label_doubts", "shortcuts")
+_PARTS = {  # what a page can do without: file, remedy
+    "calibration": ("calibration.json", "it belongs to the run's results: train it again"),
+    "decision": (
+        "decision.json",
+        "delete it, or make it anew by python -m cxrjax.decide --workdir {run}",
+    ),
+    "audit": (
+        "audit/audit.json",
+        "delete it, or make it anew by python -m cxrjax.audit --workdir {run}",
+    ),
+    "explained": (
+        "summary.json",
+        "make it anew by python -m cxrjax.explain --workdir {run} --out {explained}",
+    ),
+}
 _SAME = 0.1  # of a probability: what precision or device may change between two passes
 
 
@@ -82,9 +98,9 @@ def gather(folder: Path, explained: Path | None) -> Found:
         splits=run.splits,
         looks=predictions.looks(run),
         config=config_lib.load(str(settings)) if settings.is_file() else None,
-        calibration=_json(folder / "calibration.json"),
-        decision=_json(folder / "decision.json"),
-        audit=_json(folder / "audit" / "audit.json"),
+        calibration=_part("calibration", folder),
+        decision=_part("decision", folder),
+        audit=_part("audit", folder),
         explained=summary,
         explained_in=explained,
         panels=len(panels),
@@ -92,28 +108,58 @@ def gather(folder: Path, explained: Path | None) -> Found:
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def blamed(found: Found, error: Exception, make: Callable[[Found], object]) -> UserError:
+    """What to raise where `make(found)` met `error`: it names the file at fault."""
+    bare = replace(found, **dict.fromkeys(_PARTS))
+    if _error(make, bare) is None:
+        for name in _PARTS:
+            alone = replace(bare, **{name: getattr(found, name)})
+            if (own := _error(make, alone)) is not None:
+                return _unreadable(name, found.folder, found.explained_in, own)
+    return predictions.damaged(found.folder, error)
+
+
+def _error(make: Callable[[Found], object], found: Found) -> Exception | None:
+    try:
+        make(found)
+    except MALFORMED as error:
+        return error
+    return None
+
+
+def _unreadable(name: str, folder: Path, explained: Path | None, error: Exception) -> UserError:
+    _, remedy = _PARTS[name]
+    mend = remedy.format(run=folder, explained=explained)
+    return UserError(f"{_path(name, folder, explained)} cannot be read ({reason(error)}); {mend}.")
+
+
+def _path(name: str, folder: Path, explained: Path | None) -> Path:
+    return (explained if explained and name == "explained" else folder) / _PARTS[name][0]
+
+
+def _part(name: str, folder: Path, explained: Path | None = None) -> dict[str, Any] | None:
     """The object in a JSON file; None where there is no such file."""
+    path = _path(name, folder, explained)
     if not path.exists():
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError("it holds no JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it or make it anew.") from error
+    except (OSError, *MALFORMED) as error:
+        raise _unreadable(name, folder, explained, error) from error
     return found
 
 
 def _explained(folder: Path, run: Run) -> tuple[dict[str, Any], list[Path]]:
     """summary.json and the panels of a folder of explanations, in the order of their rank."""
-    summary = _json(folder / "summary.json")
+    summary = _part("explained", run.folder, folder)
     if summary is None:
         raise UserError(
             f"{folder} holds no explanations (summary.json is missing); name the --out of "
             f"python -m cxrjax.explain --workdir {run.folder}."
         )
-    _refuse_other_run(folder, run.splits.get(summary.get("split", "")), run)
+    _refuse_other_run(folder, run.splits.get(str(summary.get("split"))), run)
     return summary, sorted((folder / "panels").glob("*.png"))
 
 
@@ -126,10 +172,11 @@ def _refuse_other_run(folder: Path, split: Split | None, run: Run) -> None:
     try:
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         told = {
-            line["name"]: [line["probabilities"].get(c, 2) for c in run.classes] for line in lines
+            line["name"]: [float(line["probabilities"].get(c, 2)) for c in run.classes]
+            for line in lines
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); make it anew.") from error
+    except (OSError, *MALFORMED) as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); make it anew.") from error
     for name, row in told.items():
         if name not in known or abs(known[name] - row).max() > _SAME:
             raise UserError(

@@ -70,8 +70,9 @@ def _shard(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UserError(f"--shard is {text!r}; give I/N with I from 0 to N - 1, such as 0/4.")
+    numbers = len(text) < 20 and index.isdecimal() and count.isdecimal()
+    if not (slash and numbers and int(index) < int(count)):
+        raise UserError(f"--shard is {text[:40]!r}; give I/N with I from 0 to N - 1, such as 0/4.")
     return int(index), int(count)
 
 

@@ -100,6 +100,11 @@ def expand(config: Config, grid: Mapping[str, Sequence[Any]], where: str) -> Swe
         raise UserError(f"{where}: seeds are not of the grid; set --config.sweep.seeds=N.")
     checked: Grid = {}
     for field, values in grid.items():
+        if not isinstance(field, str):
+            raise UserError(
+                f"{where}: the grid's {field!r} names no config field; give a name such as "
+                "'train.epochs'."
+            )
         if field.startswith("sweep.") or field in PLACES:
             raise UserError(f"{where}: {field} cannot be varied by a grid; take it out.")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -107,7 +112,8 @@ def expand(config: Config, grid: Mapping[str, Sequence[Any]], where: str) -> Swe
                 f"{where}: the grid's {field} is {values!r}; give a list of values such as (1, 2)."
             )
         checked[field] = tuple(_typed(config, known, field, value, where) for value in values)
-        if len(set(checked[field])) < len(checked[field]):
+        # Lists within a value have no hash; what they may hold is validated point by point.
+        if len(set(map(repr, checked[field]))) < len(checked[field]):
             raise UserError(f"{where}: the grid's {field} names a value twice: {values!r}.")
     count = config.sweep.seeds
     for values in checked.values():

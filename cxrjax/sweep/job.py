@@ -37,6 +37,8 @@ def run(
       UserError: for bad input; what was written before stays.
       KeyboardInterrupt: after SIGINT or SIGTERM; finished trials are in the ledger.
     """
+    with writing(workdir, REMEDY):
+        search.refuse_foreign(workdir)
     ledger, data_of = Trials(workdir), search.DataSets()
     found = search.check(sweep, data_of, ledger)
     points = search.shard(sweep.points, *part) if part else sweep.points

@@ -14,7 +14,7 @@ from cxrjax import config as config_lib
 from cxrjax.config import Config
 from cxrjax.data import dataset
 from cxrjax.data.dataset import Dataset
-from cxrjax.errors import UserError
+from cxrjax.errors import MALFORMED, UserError
 from cxrjax.models import classifier
 from cxrjax.sweep import plan as planning
 from cxrjax.sweep import run_unit
@@ -22,7 +22,9 @@ from cxrjax.sweep.grid import Point, Sweep
 from cxrjax.sweep.measure import Meter
 from cxrjax.sweep.plan import Unit
 from cxrjax.sweep.table import Table
-from cxrjax.sweep.trials import Trials
+from cxrjax.sweep.trials import FILE, Trials
+
+_SETTINGS = "sweep.json"
 
 
 class DataSets:
@@ -160,4 +162,28 @@ def run_here(
 def keep_settings(folder: Path, sweep: Sweep) -> None:
     """Writes sweep.json: the configuration and the grid."""
     told = {"config": sweep.config.to_dict(), "grid": sweep.grid}
-    log.write_json(folder / "sweep.json", told)
+    log.write_json(folder / _SETTINGS, told)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuses a folder that holds files and neither a ledger nor the settings of a sweep.
+
+    Raises:
+      UserError: naming the folder and a file in it.
+    """
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    # Another part of the same sweep may just be writing the settings.
+    strangers = [name for name in found if not name.startswith((".", f"{_SETTINGS}."))]
+    if strangers and FILE not in strangers and not _is_settings(folder / _SETTINGS):
+        raise UserError(
+            f"{folder} is not a sweep's folder and holds other files ({strangers[0]}); choose "
+            "another --workdir."
+        )
+
+
+def _is_settings(path: Path) -> bool:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        return all(isinstance(told[name], dict) for name in ("config", "grid"))
+    except (OSError, *MALFORMED):
+        return False

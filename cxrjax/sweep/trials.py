@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -185,8 +186,31 @@ def _is_record(value: Any) -> bool:
         and isinstance(value.get("key"), str)
         and _KEY.fullmatch(value["key"]) is not None
         and isinstance(value.get("values"), Mapping)
-        and isinstance(value.get("status"), str)
+        and all(type(value.get(name)) is int for name in ("seed", "epochs"))
+        and _is_number(value.get("seconds"))
+        and (
+            value.get("status") in (DIVERGED, OUT_OF_MEMORY)
+            or (value.get("status") == FINISHED and _is_judged(value))
+        )
     )
+
+
+def _is_judged(record: Mapping[str, Any]) -> bool:
+    """Whether there is all that ranks a finished trial."""
+    best, validation = record.get("best_epoch"), record.get("validation")
+    accuracy = validation.get("accuracy") if isinstance(validation, Mapping) else None
+    return (
+        type(best) is int
+        and 1 <= best <= record["epochs"]
+        and isinstance(validation, Mapping)
+        and _is_number(validation.get("loss"))
+        and isinstance(accuracy, Mapping)
+        and all(_is_number(accuracy.get(name)) for name in ("value", "low", "high", "n"))
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < math.inf
 
 
 def _sync(folder: Path) -> None:
