@@ -159,10 +159,8 @@ def optimism(correct: np.ndarray, groups: np.ndarray, resamples: int, seed: int)
     }
     strays = drawn - reached
     ahead = np.percentile(strays.max(axis=1, keepdims=True) - strays, 95, axis=0)
-    with_winner = int(np.sum(apparent - reached <= ahead))
-    return (
-        found | _corrected(apparent, found["optimism"]) | {"not_distinguishable": with_winner - 1}
-    )
+    others = int(np.sum(apparent - reached <= ahead)) - 1
+    return found | _corrected(apparent, found["optimism"]) | {"not_distinguishable": others}
 
 
 def _corrected(apparent: float, by: Mapping[str, Any]) -> dict[str, Any]:
