@@ -26,9 +26,17 @@ def make(run: Run, disease: int, assumed: argparse.Namespace) -> dict[str, Any]:
       assumed: `prevalence` (None: the test split's), `value`, `cost_weight`,
         `false_positive_cost`, `xray_cost`, `pcr_cost`, `pcr_sensitivity`, `pcr_specificity`;
         `resamples` and `seed` of the bootstrap.
+    Raises:
+      UserError: when the test images are all of the class or hold none of it.
     """
     test = run.splits["test"]
     sick = test.labels == disease
+    if sick.all() or not sick.any():
+        which = "are all" if sick.all() else "hold no"
+        raise UserError(
+            f"the test images of {run.folder} {which} {run.classes[disease]}, which tells nothing "
+            "of the worth of finding it; name another --disease or another run."
+        )
     prevalence = float(sick.mean()) if assumed.prevalence is None else assumed.prevalence
     at = Setting(prevalence, assumed.value, assumed.cost_weight, assumed.false_positive_cost)
     pcr = Diagnostic(assumed.pcr_sensitivity, assumed.pcr_specificity, assumed.pcr_cost)
@@ -126,18 +134,15 @@ def _curve(run: Run, test: Split, disease: int, assumed: argparse.Namespace) -> 
         there = calibration.one_against_rest(prior, disease, assumed.prevalence)
     if 0 < there[disease] < 1:
         probabilities = calibration.for_prevalence(probabilities, prior, there)
-    try:
-        return decision.decision_curve(
-            probabilities[:, disease],
-            test.labels == disease,
-            test.groups,
-            _THRESHOLDS,
-            assumed.resamples,
-            assumed.seed,
-            assumed.prevalence,
-        )
-    except ValueError as error:
-        raise UserError(f"{run.folder}: {error}; name another --disease.") from error
+    return decision.decision_curve(
+        probabilities[:, disease],
+        test.labels == disease,
+        test.groups,
+        _THRESHOLDS,
+        assumed.resamples,
+        assumed.seed,
+        assumed.prevalence,
+    )
 
 
 def _calibration(run: Run) -> tuple[float, np.ndarray]:

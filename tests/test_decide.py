@@ -116,3 +116,14 @@ def test_without_a_class_of_that_name_or_calibration(tmp_path, capsys):
     (other / "calibration.json").unlink()
     assert command(other, "--disease", "b") == 2
     assert "calibration.json cannot be read" in capsys.readouterr().err
+
+
+def test_a_test_split_of_one_class_is_a_sentence(tmp_path, capsys):
+    """As where a source of COVID films alone is held out."""
+    single = make(tmp_path / "single", n=1)
+    (label,) = predictions.read(single).splits["test"].labels
+    for k, name in enumerate(("COVID", "Normal", "Viral Pneumonia")):
+        assert command(single, "--disease", name) == 2
+        told = capsys.readouterr().err
+        assert f" {'are all' if k == label else 'hold no'} {name}, which" in told
+        assert told.count("\n") == 1
