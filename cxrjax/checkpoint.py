@@ -31,6 +31,12 @@ class Checkpoints:
         _quieten_late_writes()
         self._ocp = ocp
         self.folder = folder
+        # The checkpoint before that of a finished run has other weights than its results are of.
+        self._remedy = (
+            "restore that folder or train anew"
+            if read_only
+            else "delete that folder to go on from the checkpoint before it"
+        )
         with self._writing():
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=2, create=True, cleanup_tmp_directories=True
@@ -135,8 +141,7 @@ class Checkpoints:
     def _unreadable(self, step: int, error: Exception) -> UserError:
         reason = " ".join(str(error).split())[:200]
         return UserError(
-            f"checkpoint {self.folder / str(step)} cannot be read ({reason}); delete that "
-            "folder to go on from the checkpoint before it."
+            f"checkpoint {self.folder / str(step)} cannot be read ({reason}); {self._remedy}."
         )
 
     @contextmanager

@@ -252,7 +252,7 @@ def test_a_damaged_note_names_its_checkpoint(copied, content):
         trained.load(run)
     assert str(told.value).startswith(f"checkpoint {checkpoint} cannot be read (")
     assert NOTES[content] in str(told.value)
-    assert str(told.value).endswith("delete that folder to go on from the checkpoint before it.")
+    assert str(told.value).endswith("; restore that folder or train anew.")
 
 
 @pytest.mark.parametrize("content", ["{}", "no best_epoch"])
