@@ -48,7 +48,7 @@ def thresholds(
 
 def allowed(groups: Any, level: float) -> Any:
     """The mass that may lie below a threshold, of so many groups of a class; see `thresholds`."""
-    # A hundredth of a millionth less: 0.9 times 10 is 9, whatever the rounding.
+    # A millionth less: 0.9 times 10 is 9, whatever the rounding.
     return groups - (groups + 1) * level * (1 - 1e-6)
 
 

@@ -95,11 +95,15 @@ class RunFolder:
         """Releases the claim."""
         self._lock.close()
 
+    def _is_begun(self) -> bool:
+        """Whether there is something that another configuration would spoil."""
+        return self.result_file.exists() or any(self.path.glob("checkpoints/[0-9]*"))
+
     def _is_ours(self) -> bool:
         """Whether config.json is there and of a run; model folders of others have one as well."""
         if not self.config_file.is_file():
             return False
-        if self.result_file.exists() or any(self.path.glob("checkpoints/[0-9]*")):
+        if self._is_begun():
             return True  # what is wrong with it is told when it is read
         try:
             config_lib.load(str(self.config_file))
@@ -115,8 +119,7 @@ class RunFolder:
                     f"{self.path} is not a run folder and holds other files ({strangers[0]}); "
                     "choose another --workdir."
                 )
-        begun = self.result_file.exists() or any(self.path.glob("checkpoints/[0-9]*"))
-        if not self.config_file.is_file() or not begun:
+        if not self.config_file.is_file() or not self._is_begun():
             return  # nothing is lost by another configuration
         old = config_lib.fields(config_lib.load(str(self.config_file)))
         new = config_lib.fields(config)
