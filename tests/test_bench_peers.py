@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from test_bench import QUICKSTART, tiny
@@ -161,6 +163,31 @@ def test_a_process_that_fails_tells_why(fake, mistake, kind, words):
         if mistake == "exit":
             assert failure.value.log.endswith("last words")
     assert process._process.poll() is not None
+
+
+def test_an_interrupted_wait_leaves_no_thread(fake):
+    """Python would wait at its end for the timer that gives a silent process up."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    threads = set(threading.enumerate())
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            started(fake("x", mistake="silent"), 3600) as process,
+        ):
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+            process.facts()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert process._process.poll() is not None
+    waiting = set(threading.enumerate()) - threads
+    for thread in waiting:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in waiting)
 
 
 def test_spread_and_ratios():

@@ -90,9 +90,11 @@ class Measured:
         assert self._process.stdout is not None
         late = threading.Timer(self._seconds, self._process.kill)
         late.start()
-        line = self._process.stdout.readline()
-        in_time = late.is_alive()
-        late.cancel()
+        try:
+            line = self._process.stdout.readline()
+            in_time = late.is_alive()
+        finally:
+            late.cancel()  # also when interrupted: Python waits for its threads before it ends
         if not in_time:
             raise self._failed(f"no answer within {self._seconds:.0f} s")
         if not line:
