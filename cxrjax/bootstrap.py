@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 ECE_BINS = 15
 _CALL = 2**26  # counts handed to one call: 64 MiB, so 10,000 resamples of 4,000 examples are one
 _NEAR = 2**16  # numbers drawn at a time: they stay in the nearer caches
 _PAD = 512  # examples are padded to a multiple of it
+_FEW = 10  # groups on one side of a share, below which its resamples tell too little
 _BLOCK = 2**22  # weights in memory at a time, as float64: 32 MiB
 
 
@@ -168,10 +170,58 @@ def entry(value: Any, drawn: np.ndarray, n: int) -> dict[str, Any]:
     return {"value": number(value), "low": number(low), "high": number(high), "n": int(n)}
 
 
+def share(value: Any, drawn: np.ndarray, n: int, groups: int) -> dict[str, Any]:
+    """`entry` of a share of the examples, which says little near 0 and 1 where they are few.
+
+    Args:
+      groups: how many groups hold an example that the share is of; see `widened`.
+    """
+    low, high = interval(drawn)
+    low, high = widened(value, low, high, groups)
+    return {"value": number(value), "low": number(low), "high": number(high), "n": int(n)}
+
+
+def widened(value: Any, low: Any, high: Any, groups: int) -> tuple[Any, Any]:
+    """The interval of a share, at least the exact one where few groups are for or against.
+
+    The nearer to 0 or 1, the less a share varies among resamples: where all are right, all of
+    every resample are. With fewer than ten groups' worth on one side the interval reaches at least
+    as far as that of as many independent trials (Clopper & Pearson 1934,
+    doi:10.1093/biomet/26.4.404).
+    """
+    hits, misses = value * groups, (1 - value) * groups
+    if not min(hits, misses) < _FEW:  # NaN too
+        return low, high
+    if hits > 0:
+        low = min(low, special.betaincinv(hits, misses + 1, 0.025))
+    if misses > 0:
+        high = max(high, special.betaincinv(hits + 1, misses, 0.975))
+    return low, high
+
+
+def count_groups(groups: np.ndarray, member: np.ndarray) -> np.ndarray:
+    """How many groups hold an example of each column: int [C].
+
+    Args:
+      groups: int [N]; member: bool [N, C].
+    """
+    names, of = np.unique(groups, return_inverse=True)
+    held = np.zeros([len(names), member.shape[1]], bool)
+    np.logical_or.at(held, of, member)
+    return held.sum(axis=0)
+
+
 def mean(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
     """Mean of values float [N] as {value, low, high, n}; groups, int [N], are drawn whole."""
     drawn = totals(np.stack([values, np.ones(len(values))], axis=1), groups, resamples, seed)
     return entry(values.mean(), drawn[:, 0] / drawn[:, 1], len(values))
+
+
+def rate(hits: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+    """`mean` of hits, bool [N], with the interval of a `share`."""
+    found = mean(hits.astype(float), groups, resamples, seed)
+    low, high = widened(found["value"], found["low"], found["high"], len(np.unique(groups)))
+    return found | {"low": float(low), "high": float(high)}
 
 
 def number(value: Any) -> float | None:

@@ -121,12 +121,13 @@ def reliability(
     )
     with np.errstate(invalid="ignore"):
         shares = drawn[:, bootstrap.ECE_BINS :] / drawn[:, : bootstrap.ECE_BINS]
+    g = bootstrap.count_groups(groups, member)
     return [
         {
             "from": b / bootstrap.ECE_BINS,
             "to": (b + 1) / bootstrap.ECE_BINS,
             "confidence": float(confidence[member[:, b]].mean()),
-            "accuracy": bootstrap.entry(hit[member[:, b]].mean(), shares[:, b], n[b]),
+            "accuracy": bootstrap.share(hit[member[:, b]].mean(), shares[:, b], n[b], g[b]),
         }
         for b in np.flatnonzero(n)
     ]

@@ -102,10 +102,13 @@ def coverage_table(
     total, drawn = summed.sum(axis=0), drawn.reshape(shape)
     with np.errstate(invalid="ignore"):
         value, shares = total[:, 1:] / total[:, :1], drawn[..., 1:] / drawn[..., :1]
+    g = bootstrap.count_groups(groups, of.astype(bool))
+
+    def entry(row: int, k: int, figure: str) -> dict[str, Any]:
+        found = value[row, k], shares[:, row, k], total[row, 0]
+        return bootstrap.entry(*found) if figure == "size" else bootstrap.share(*found, g[row])
+
     return {
-        name: {
-            figure: bootstrap.entry(value[row, k], shares[:, row, k], total[row, 0])
-            for k, figure in enumerate(figures)
-        }
+        name: {figure: entry(row, k, figure) for k, figure in enumerate(figures)}
         for row, name in enumerate(("all", *names))
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,14 +48,12 @@ def make(run: Run, disease: int, assumed: argparse.Namespace) -> dict[str, Any]:
     xray = Diagnostic(found.sensitivity, found.specificity, assumed.xray_cost)
     each = Diagnostic(drawn[:, 0], drawn[:, 1], assumed.xray_cost)
     accuracy = float((test.probabilities.argmax(axis=1) == test.labels).mean())
-    n = {"sensitivity": sick.sum(), "specificity": (~sick).sum()}
-    values = decision.predictive_values(xray, prevalence)
-    drawn_values = decision.predictive_values(each, prevalence)
-    ppv, npv = (
-        bootstrap.entry(value, of, len(sick))
-        for value, of in zip(values, drawn_values, strict=True)
-    )
-    rates = {name: bootstrap.entry(getattr(xray, name), getattr(each, name), n[name]) for name in n}
+    kinds = {"sensitivity": sick, "specificity": ~sick}
+    g = bootstrap.count_groups(test.groups, np.stack([sick, ~sick], axis=1))
+    rates = {
+        name: bootstrap.share(getattr(xray, name), getattr(each, name), of.sum(), count)
+        for (name, of), count in zip(kinds.items(), g, strict=True)
+    }
     pcr_ppv, pcr_npv = (float(value) for value in decision.predictive_values(pcr, prevalence))
     return {
         "disease": run.classes[disease],
@@ -61,12 +61,38 @@ def make(run: Run, disease: int, assumed: argparse.Namespace) -> dict[str, Any]:
             key: value for key, value in vars(assumed).items() if key not in ("workdir", "disease")
         }
         | {"prevalence": prevalence},
-        "xray": rates | {"ppv": ppv, "npv": npv},
+        "xray": rates | _predictive_values(xray, each, rates, prevalence, len(sick)),
         "pcr": {"ppv": pcr_ppv, "npv": pcr_npv},
         "report": _as_reported(Diagnostic(accuracy, np.nan, assumed.xray_cost), pcr, at),
         "corrected": _corrected(xray, each, pcr, at, len(sick)),
         "decision_curve": _curve(run, test, disease, assumed),
     }
+
+
+def _predictive_values(
+    xray: Diagnostic,
+    drawn: Diagnostic,
+    rates: Mapping[str, Mapping[str, float]],
+    prevalence: float,
+    n: int,
+) -> dict[str, Any]:
+    """`ppv` and `npv`, as uncertain as the interval of either rate makes them at the least."""
+    of = decision.predictive_values
+    bounds = np.array(
+        [
+            of(replace(xray, **{rate: rates[rate][bound]}), prevalence)
+            for rate in rates
+            for bound in ("low", "high")
+        ]
+    )
+    found = {}
+    for k, name in enumerate(("ppv", "npv")):
+        entry = bootstrap.entry(of(xray, prevalence)[k], of(drawn, prevalence)[k], n)
+        if entry["low"] is not None:
+            low, high = np.nanmin(bounds[:, k]), np.nanmax(bounds[:, k])
+            entry |= {"low": min(entry["low"], float(low)), "high": max(entry["high"], float(high))}
+        found[name] = entry
+    return found
 
 
 def _as_reported(xray: Diagnostic, pcr: Diagnostic, at: Setting) -> dict[str, Any]:

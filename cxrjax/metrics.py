@@ -211,8 +211,10 @@ def evaluate(
     """Every metric of one split with its 95 % interval, for result.json.
 
     Intervals are percentiles 2.5 and 97.5 of a bootstrap in which whole groups are drawn, so that
-    near-duplicates and images of one patient do not count as independent. Where every draw agrees
-    (all right, say) an interval is a point; `n` then says how little that may mean.
+    near-duplicates and images of one patient do not count as independent. Those of shares
+    (accuracy, precision, recall, specificity) are at least the exact ones near 0 and 1, see
+    `bootstrap.widened`. Of another figure the interval is a point where every draw agrees (F1 where
+    all are right, say); `n` then says how little that may mean.
 
     Args:
       labels: int [N], below K.
@@ -236,6 +238,7 @@ def evaluate(
     plain = plain_statistics(labels, probabilities, np.ones([1, len(labels)]))
     drawn = bootstrap.statistics(labels, probabilities, groups, resamples, seed)
     spread = {name: bootstrap.interval(values) for name, values in _all(drawn).items()}
+    _widen(spread, _all(plain), labels, probabilities.argmax(axis=1), groups)
     table = plain.confusion[0].astype(int)
     return _result(_all(plain), spread, table, classes) | {
         "classes": list(classes),
@@ -277,6 +280,31 @@ def _all(of: Statistics) -> dict[str, np.ndarray]:
         "brier": of.brier,
         "ece": of.ece,
     }
+
+
+def _widen(
+    spread: dict[str, np.ndarray],
+    value: dict[str, np.ndarray],
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    groups: np.ndarray,
+) -> None:
+    """Widens the intervals of shares in place, by the groups that each rests on."""
+    k = value["per_class.recall"].shape[1]
+    of, called = labels[:, None] == np.arange(k), predicted[:, None] == np.arange(k)
+    everyone = np.ones([len(labels), 1], bool)
+    for name, member in {
+        "accuracy": everyone,
+        "weighted_average.recall": everyone,
+        "per_class.precision": called,
+        "per_class.recall": of,
+        "per_class.specificity": ~of,
+    }.items():
+        counts = bootstrap.count_groups(groups, member)
+        bounds, values = spread[name].reshape(2, -1), value[name].ravel()
+        for at, count in enumerate(counts):
+            low, high = bounds[:, at]
+            bounds[:, at] = bootstrap.widened(values[at], low, high, count)
 
 
 def _result(

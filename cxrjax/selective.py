@@ -60,16 +60,18 @@ def answered(
     hit = probabilities.argmax(axis=1) == labels
     summed = np.stack([given, given & hit, ~given, ~given & hit], axis=1).astype(float)
     drawn, total = bootstrap.totals(summed, groups, resamples, seed), summed.sum(axis=0)
+    member = np.stack([np.ones_like(given), given, ~given], axis=1)
+    everyone, those, rest = bootstrap.count_groups(groups, member)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
-            "coverage": bootstrap.entry(
-                given.mean(), drawn[:, 0] / (drawn[:, 0] + drawn[:, 2]), len(labels)
+            "coverage": bootstrap.share(
+                given.mean(), drawn[:, 0] / (drawn[:, 0] + drawn[:, 2]), len(labels), everyone
             ),
-            "accuracy_answered": bootstrap.entry(
-                total[1] / total[0], drawn[:, 1] / drawn[:, 0], total[0]
+            "accuracy_answered": bootstrap.share(
+                total[1] / total[0], drawn[:, 1] / drawn[:, 0], total[0], those
             ),
-            "accuracy_abstained": bootstrap.entry(
-                total[3] / total[2], drawn[:, 3] / drawn[:, 2], total[2]
+            "accuracy_abstained": bootstrap.share(
+                total[3] / total[2], drawn[:, 3] / drawn[:, 2], total[2], rest
             ),
         }
 
@@ -112,18 +114,21 @@ def operating_points(
                 )
     return [
         {"required_sensitivity": required, "threshold": float(least[k])}
-        | _rates(scores[:, k] < least[k], labels == k, below[:, k])
+        | _rates(scores[:, k] < least[k], labels == k, groups, below[:, k])
         for k in classes
     ]
 
 
-def _rates(below: np.ndarray, positive: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+def _rates(
+    below: np.ndarray, positive: np.ndarray, groups: np.ndarray, drawn: np.ndarray
+) -> dict[str, Any]:
     """Sensitivity and specificity of one cut; `drawn` [R, 2] holds shares below it."""
     missed = below[positive].mean() if positive.any() else np.nan
     clear = below[~positive].mean() if not positive.all() else np.nan
+    sick, well = bootstrap.count_groups(groups, np.stack([positive, ~positive], axis=1))
     return {
-        "sensitivity": bootstrap.entry(1 - missed, 1 - drawn[:, 0], positive.sum()),
-        "specificity": bootstrap.entry(clear, drawn[:, 1], (~positive).sum()),
+        "sensitivity": bootstrap.share(1 - missed, 1 - drawn[:, 0], positive.sum(), sick),
+        "specificity": bootstrap.share(clear, drawn[:, 1], (~positive).sum(), well),
     }
 
 

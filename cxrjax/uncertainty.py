@@ -164,11 +164,12 @@ def _risk(test: Split, probabilities: np.ndarray, resamples: int, seed: int) -> 
     drawn = bootstrap.totals(summed, test.groups, resamples, seed)
     with np.errstate(invalid="ignore"):
         shares = drawn[:, _GRID:] / drawn[:, :_GRID]
+    n, g = given.sum(axis=0), bootstrap.count_groups(test.groups, given)
     curve = [
         {
             "coverage": float(given[:, k].mean()),
             "threshold": cut,
-            "risk": bootstrap.entry(wrong[given[:, k]].mean(), shares[:, k], given[:, k].sum()),
+            "risk": bootstrap.share(wrong[given[:, k]].mean(), shares[:, k], n[k], g[k]),
         }
         for k, cut in enumerate(cuts)
     ]

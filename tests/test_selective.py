@@ -34,7 +34,9 @@ def test_what_is_answered_and_what_is_not():
     assert found["coverage"]["value"] == 0.75
     assert found["accuracy_answered"]["value"] == pytest.approx(2 / 3)
     assert found["accuracy_answered"]["n"] == 3
-    assert found["accuracy_abstained"] == {"value": 0, "low": 0, "high": 0, "n": 1}
+    assert found["accuracy_abstained"] == {
+        "value": 0, "low": 0, "high": pytest.approx(0.975), "n": 1,
+    }  # fmt: skip
     everything = selective.answered(np.zeros(4, int), probabilities, np.arange(4), 0, 200, 0)
     assert everything["accuracy_abstained"]["value"] is None
 
@@ -67,10 +69,14 @@ def test_operating_points_are_those_of_a_plain_double_bootstrap(grouped, require
             scores, own = np.repeat(test[0][:, k], w), np.repeat(test[1], w) == k
             reached = scores >= cut - 1e-12
             rates.append([reached[own].mean(), 1 - reached[~own].mean()])
-        for name, (value, *drawn) in zip(
-            ("sensitivity", "specificity"), np.transpose(rates), strict=True
+        for name, (value, *drawn), whose in zip(
+            ("sensitivity", "specificity"),
+            np.transpose(rates),
+            (test[1] == k, test[1] != k),
+            strict=True,
         ):
             low, high = np.percentile(drawn, [2.5, 97.5])
+            low, high = bootstrap.widened(value, low, high, len(np.unique(test[2][whose])))
             wanted = {"value": value, "low": low, "high": high}
             assert {key: point[name][key] for key in wanted} == pytest.approx(wanted)
         assert point["sensitivity"]["n"] == (test[1] == k).sum()

@@ -88,11 +88,11 @@ def mean_over_seeds(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Args:
       entries: {value, low, high, n} of each seed, on the same images.
     """
+    if len(entries) == 1:
+        return dict(entries[0])
     value, low, high = (np.array([e[part] for e in entries]) for part in ("value", "low", "high"))
     m, mean = len(value), float(value.mean())
-    between = 0.0
-    if m > 1:
-        between = float(stats.t.ppf(0.975, m - 1) * value.std(ddof=1) / math.sqrt(m))
+    between = float(stats.t.ppf(0.975, m - 1) * value.std(ddof=1) / math.sqrt(m))
     down, up = (value - low).mean(), (high - value).mean()
     return {
         "value": mean,

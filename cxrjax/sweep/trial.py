@@ -64,9 +64,9 @@ class Trial:
         """
         validation = None
         if self.status == FINISHED and self.best is not None:
-            hit = (self.best.argmax(axis=1) == labels).astype(float)
+            hit = self.best.argmax(axis=1) == labels
             resamples = self.point.config.eval.resamples
-            accuracy = bootstrap.mean(hit, groups, resamples, self.point.config.seed)
+            accuracy = bootstrap.rate(hit, groups, resamples, self.point.config.seed)
             validation = {"loss": self.best_loss, "accuracy": accuracy}
         return {
             "key": self.point.key,
