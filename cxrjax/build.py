@@ -15,7 +15,7 @@ from cxrjax.data.dataset import Dataset, training_positions
 from cxrjax.data.resident import ResidentInput, fits, take
 from cxrjax.data.tfdata import TfDataInput
 from cxrjax.errors import UserError
-from cxrjax.models import classifier, registry, weights
+from cxrjax.models import classifier, download, registry, weights
 
 
 class Variables(NamedTuple):
@@ -26,6 +26,11 @@ class Variables(NamedTuple):
     batch_stats: dict[str, Any]
     source: dict[str, Any] | None  # path, sha256 of the pretrained file
     start: dict[str, Any] | None = None  # the run they are taken from, see `Trained.provenance`
+
+    @property
+    def origin(self) -> str | None:
+        """SHA-256 of the arrays that were not drawn, see `origin`."""
+        return (self.start or self.source or {}).get("sha256")
 
 
 def check(config: Config, workdir: Path | None = None) -> Path | None:
@@ -48,6 +53,17 @@ def check(config: Config, workdir: Path | None = None) -> Path | None:
         return None
     cache = runtime.cache_root(config.data.cache) / "weights"
     return weights.find(spec, config.model.weights, cache)
+
+
+def origin(config: Config) -> str | None:
+    """What tells apart the arrays a network starts with, where they come from a file or a run.
+
+    Raises:
+      UserError: see `check`.
+    """
+    if (path := check(config)) is not None:
+        return download.digest(path, "sha256")
+    return trained.load(config.train.start_from).weights_digest if config.train.start_from else None
 
 
 def network(

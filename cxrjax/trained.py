@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,11 +91,21 @@ class Trained:
         """
         return framing.of_films(films, self.frame, self.image_size)
 
+    @functools.cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of all its arrays, names included."""
+        found = hashlib.sha256()
+        for name, array in jax.tree.leaves_with_path((self.params, self.batch_stats)):
+            found.update(jax.tree_util.keystr(name).encode())
+            found.update(np.asarray(array).tobytes())
+        return found.hexdigest()
+
     @property
     def provenance(self) -> dict[str, Any]:
         """What a run that starts from this one says of it in its result.json."""
         return {
             "run": str(self.folder),
+            "sha256": self.weights_digest,
             "best_epoch": self.best_epoch,
             "trained_on": list(dataset.training_splits(self.config)),
             "start_from": self.contract.get("start_from"),

@@ -101,11 +101,13 @@ def _run(argv: Sequence[str]) -> int:
             rows += rows_of(part, root / part, best)
             more[part] = _told(root / part, best)
     if "4" in tasks:
-        tuned, out = _runs(root / "heads", "report")[-1], root / "explained"
+        best = reproduction.read(root / "heads" / "best.json")
+        tuned, out = _runs(root / "heads", best, "report")[-1], root / "explained"
         reproduction.run(
             *("explain", "--workdir", str(tuned), "--only", "misclassified", "--out", str(out))
         )
         more["explained"] = reproduction.read(out / "summary.json")
+    rows, more = _beside_earlier(rows, more, arguments.quick)
     if rows:
         written = reproduction.write(
             "binary_report", "Binary report: 95 % intervals of ours", rows, more, arguments.quick
@@ -124,15 +126,36 @@ def _sweep(part: str, folder: Path, every: Sequence[str], own: Mapping[str, Any]
     return reproduction.read(folder / "best.json")
 
 
-def _runs(folder: Path, protocol: str) -> list[Path]:
+def _beside_earlier(
+    rows: list[Row], more: dict[str, Any], quick: bool
+) -> tuple[list[Row], dict[str, Any]]:
+    """What this run found, with what an earlier one wrote of the tasks that this one left out."""
+    path = reproduction.results_file("binary_report", quick)
+    earlier = reproduction.read(path) if path.is_file() else {"rows": [], "tasks": []}
+    of: dict[str, list[Row]] = {part: [] for part in SWEEPS}
+    for row in earlier.pop("rows"):
+        of[_part(row["what"])].append(Row(**row))
+    of |= {part: [row for row in rows if _part(row.what) == part] for part in of if part in more}
+    tasks = sorted(set(more["tasks"]) | set(earlier["tasks"]))
+    return [row for part in of.values() for row in part], earlier | more | {"tasks": tasks}
+
+
+def _part(what: str) -> str:
+    return "baseline" if what == "baseline CNN" else "heads"
+
+
+def _runs(folder: Path, best: Mapping[str, Any], protocol: str) -> list[Path]:
     """The winner's runs by that protocol, in order: of a head two, of a whole network one."""
+    from cxrjax.sweep import finish  # brings JAX, which bad input should not wait for
+
     names = (f"{protocol}_first", f"{protocol}_fine_tuned")
-    return [folder / "winner" / name for name in names if (folder / "winner" / name).is_dir()]
+    place = finish.place(folder, best["winner"])
+    return [place / name for name in names if (place / name).is_dir()]
 
 
 def rows_of(part: str, folder: Path, best: Mapping[str, Any]) -> list[Row]:
     """What the report prints of a grid's winner, beside ours by both protocols."""
-    runs = {column: _runs(folder, protocol) for column, protocol in _PHASES.items()}
+    runs = {column: _runs(folder, best, protocol) for column, protocol in _PHASES.items()}
     first = {column: reproduction.trained(of[0])[0] for column, of in runs.items()}
     test = {
         column: reproduction.read(of[-1] / "result.json")["test"] for column, of in runs.items()
@@ -186,7 +209,7 @@ def _told(folder: Path, best: Mapping[str, Any]) -> dict[str, Any]:
     }
     told |= {"optimism": best["optimism"], "trials": best["trials"], "protocols": {}}
     for protocol in _PHASES.values():
-        runs = _runs(folder, protocol)
+        runs = _runs(folder, best, protocol)
         results = [reproduction.read(run / "result.json") for run in runs]
         told["protocols"][protocol] = {
             "training_loss": [reproduction.trained(run)[1] for run in runs],

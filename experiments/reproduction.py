@@ -130,6 +130,11 @@ def write(
     return publish(name, content, functools.partial(draw, title, rows), table(rows), quick)
 
 
+def results_file(name: str, quick: bool) -> Path:
+    """The JSON that `publish` writes."""
+    return HERE / "results" / f"{name}{'-quick' if quick else ''}.json"
+
+
 def publish(
     name: str,
     content: Mapping[str, Any],
@@ -144,10 +149,9 @@ def publish(
       text: the table, in Markdown.
       quick: written as NAME-quick, and the README is left alone: phantoms reproduce nothing.
     """
-    stem = name + ("-quick" if quick else "")
-    results = HERE / "results"
-    results.mkdir(exist_ok=True)
-    data, image = results / f"{stem}.json", results / f"{stem}.png"
+    data = results_file(name, quick)
+    image = data.with_suffix(".png")
+    data.parent.mkdir(exist_ok=True)
     log.write_json(data, content)
     picture(image)
     if not quick:

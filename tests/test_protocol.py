@@ -122,7 +122,7 @@ def test_nothing_stops_early_by_images_trained_on():
 # ------------------------------------------------------------------ train.start_from
 
 
-def test_a_run_starts_with_the_best_weights_of_another(head, tmp_path):
+def test_a_run_starts_with_the_best_weights_of_another(head, moved, tmp_path):
     source = trained.load(head)
     # What model.weights says does not count.
     settings = tiny(train__start_from=head, model__weights="/does/not/exist.h5", **ALL)
@@ -136,10 +136,14 @@ def test_a_run_starts_with_the_best_weights_of_another(head, tmp_path):
         started = training.note["input"]["start_from"]
         assert started == {
             "run": str(head),
+            "sha256": source.weights_digest,
             "best_epoch": result_of(head)["best_epoch"],
             "trained_on": ["train"],
             "start_from": None,
         }
+        origin = build.network(settings, training.data)[2].origin
+    assert build.origin(settings) == origin == source.weights_digest
+    assert build.origin(tiny()) is None and origin != trained.load(moved).weights_digest
 
 
 def test_fine_tuning_moves_every_layer(head, moved):

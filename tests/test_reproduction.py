@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -117,6 +118,26 @@ def test_the_reports_column_is_tuned_and_reported_on_the_same_images():
     assert {row.as_report["value"] for row in rows} == {0.9}
     assert {row.corrected["value"] for row in rows} == {0.8}
     assert rows[2].report == 0.77
+
+
+def test_tasks_run_apart_stand_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "HERE", tmp_path)
+    path = reproduction.results_file("binary_report", True)
+    path.parent.mkdir()
+    alone = binary_report._beside_earlier([], {"tasks": ["1"], "exploration": 1}, True)
+    assert alone == ([], {"tasks": ["1"], "exploration": 1})
+
+    def row(what, value):
+        return Row(what, "test accuracy", None, metric(value), metric(value))
+
+    earlier = [row("baseline CNN", 0.7), row("ResNet50V2, head", 0.8)]
+    kept = {"tasks": ["2", "3"], "baseline": "old", "heads": "old"}
+    path.write_text(json.dumps({"rows": [asdict(r) for r in earlier], **kept}))
+    rows, more = binary_report._beside_earlier(
+        [row("baseline CNN", 0.75)], {"tasks": ["1", "2"], "baseline": "new"}, True
+    )
+    assert rows == [row("baseline CNN", 0.75), earlier[1]]
+    assert more == {"tasks": ["1", "2", "3"], "baseline": "new", "heads": "old"}
 
 
 def test_what_the_best_of_many_is_worth():

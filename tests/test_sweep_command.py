@@ -2,18 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from cxrjax import config
+from cxrjax import config, loop, trained
 from cxrjax.data import ledger as looks
 from cxrjax.sweep import __main__ as command
 from cxrjax.sweep import finish, grid, job, search
+from cxrjax.sweep.stream import Stream
 from cxrjax.sweep.trials import Trials
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -139,6 +142,36 @@ def test_a_ledger_of_other_data_is_refused(file, tmp_path, capsys):
     assert "other data" in capsys.readouterr().err
 
 
+def test_trials_that_started_with_other_weights_are_not_taken_for_these(file, tmp_path, capsys):
+    """The folder that train.start_from names may hold another run than when the sweep began."""
+    first, workdir = tmp_path / "first", tmp_path / "run"
+    (point, *_) = grid.load(file()).points
+    loop.train_and_evaluate(point.config, first)
+    arguments = ["--config", file(), "--workdir", str(workdir)]
+    arguments += [f"--config.train.start_from={first}", "--grid.train.learning_rate=0.02,0.01"]
+    assert command.main(arguments) == 0
+    digest = trained.load(first).weights_digest
+    assert [line["start"] for line in lines(workdir)] == [digest, digest]
+    assert command.main(arguments) == 0  # the same
+    shutil.rmtree(first)
+    other = point.config.copy_and_resolve_references()
+    other.train.learning_rate = 0.03
+    loop.train_and_evaluate(other, first)
+    assert command.main(arguments) == 2
+    assert "other weights" in capsys.readouterr().err
+
+
+def test_a_trunk_too_large_is_planned_and_left_to_the_unit(file, tmp_path, monkeypatch, capsys):
+    def full(self):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(Stream, "run_frozen", full)
+    arguments = ["--config", file(8), "--workdir", str(tmp_path / "run")]
+    assert command.main([*arguments, "--config.sweep.stack=always"]) == 0
+    assert "too large" in capsys.readouterr().out
+    assert [line["status"] for line in lines(tmp_path / "run")] == ["finished"] * 3
+
+
 @pytest.mark.parametrize(
     "files",
     [
@@ -213,6 +246,9 @@ def test_phases_follow_the_report_and_hold_out_beside_it():
 def test_the_winner_is_finished_with_one_look_for_each_protocol(file, tmp_path, monkeypatch):
     monkeypatch.setenv("CXRJAX_CACHE", str(tmp_path / "cache"))
     workdir = tmp_path / "run"
+    sweep = grid.load(file(8), {"sweep.finish": "report", "sweep.fine_tune_layers": "8"})
+    job.run(sweep, workdir)
+    # Asked for more, what is there stays, and is not tested again.
     sweep = grid.load(file(8), {"sweep.finish": "both", "sweep.fine_tune_layers": "8"})
     job.run(sweep, workdir)
     best = json.loads((workdir / "best.json").read_text())
@@ -225,9 +261,10 @@ def test_the_winner_is_finished_with_one_look_for_each_protocol(file, tmp_path, 
         done = best["protocols"][name]
         assert [("test" in run) for run in done["runs"]] == [False, True]
         assert done["test"]["accuracy"]["n"] == len(data.splits["test"])
-    report = json.loads((workdir / "winner/report_first/result.json").read_text())
+    place = finish.place(workdir, best["winner"])
+    report = json.loads((place / "report_first/result.json").read_text())
     assert report["trained_on"] == ["train", "validation"]
     assert report["epochs"] == best["winner"]["best_epoch"]
-    again = json.loads((workdir / "winner/held_out_first/result.json").read_text())
+    again = json.loads((place / "held_out_first/result.json").read_text())
     found = again["validation"]["accuracy"]["value"]
     assert np.isclose(found, best["winner"]["accuracy"]["value"])

@@ -96,6 +96,11 @@ def test_of_many_fields_the_strongest_four_are_shown(tmp_path, drawn):
     landscape.heat_maps(records, tmp_path / "grid.png")
     shown = {(axes.get_ylabel(), axes.get_xlabel()) for axes in drawn[0].axes[:-1]}
     assert shown == {("b", "d"), ("b", "e"), ("b", "g"), ("d", "e"), ("d", "g"), ("e", "g")}
+    for trial in records:
+        if trial["values"]["a.f"] == 2:  # nothing decides more than what no trial survives
+            trial |= {"status": "diverged", "validation": None}
+    landscape.heat_maps(records, tmp_path / "grid.png")
+    assert any("f" in (axes.get_ylabel(), axes.get_xlabel()) for axes in drawn[1].axes[:-1])
 
 
 def test_parallel_lines_pass_their_values_and_end_at_their_accuracy(tmp_path, drawn):

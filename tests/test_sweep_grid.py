@@ -63,6 +63,9 @@ def test_keys_follow_what_decides_the_result_and_nothing_else():
         return expanded({"train.learning_rate": (0.1,)}, **changes).points[0].key
 
     assert only() == only(data__dir="/elsewhere", data__cache="/c", sweep__finish="none")
+    assert only() == only(eval__shortcuts=False, eval__coverage=0.5, eval__conformal_level=0.5)
+    assert only() == only(eval__test=False, eval__sensitivity=0.5, sweep__finish="none")
+    assert only() != only(eval__resamples=200)  # of its accuracy's interval
     assert only() != only(train__epochs=7)
     assert only() != only(seed=1)
     assert only() != only(train__ema=0.9)
@@ -99,6 +102,22 @@ def test_an_unfinished_sweep_outlives_new_options():
 def test_impossible_grids_are_one_sentence(values, words):
     with pytest.raises(UserError, match=words):
         expanded(values)
+
+
+def test_a_test_split_left_alone_is_not_read_for_the_winner():
+    with pytest.raises(UserError, match=r"eval\.test is False.*sweep\.finish to none"):
+        expanded({"train.learning_rate": (0.1,)}, eval__test=False)
+
+
+def test_records_bear_the_names_of_the_grid_that_asks():
+    """A trial that another grid ran goes by all fields that vary now, and by no others."""
+    before = expanded({"train.learning_rate": (0.1, 0.2), "model.head.dropout": (0.0,)})
+    now = expanded({"train.learning_rate": (0.1, 0.3), "model.filters": (16, 32)})
+    records = {p.key: {"key": p.key, "values": p.values, "epochs": 3} for p in before.points}
+    same = [p for p in now.points if p.key in records]
+    assert len(same) == 1
+    assert now.own(records) == [{"key": same[0].key, "values": same[0].values, "epochs": 3}]
+    assert set(same[0].values) == {"train.learning_rate", "model.filters"}
 
 
 def test_a_file_its_overrides_and_its_mistakes(tmp_path):

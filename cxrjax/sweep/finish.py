@@ -38,8 +38,7 @@ def run(sweep: Sweep, workdir: Path, ledger: Trials, data_of: DataSets) -> dict[
     Raises:
       UserError: when no trial finished.
     """
-    keys = {point.key for point in sweep.points}
-    records = [record for key, record in ledger.records().items() if key in keys]
+    records = sweep.own(ledger.records())
     print("\n".join(rows(records)), flush=True)
     ranking = selection.ranking(records)
     if not ranking:
@@ -102,12 +101,19 @@ def phases(name: str, config: Config, epochs: int, sweep: Config) -> list[dict[s
     return [first, second]
 
 
+def place(workdir: Path, winner: Mapping[str, Any]) -> Path:
+    """Where the runs of a winner lie: with more trials another may win, or stop elsewhere."""
+    return workdir / "winner" / f"{winner['keys'][0]}-{winner['best_epoch']}"
+
+
 def _protocol(
     name: str, config: Config, winner: Mapping[str, Any], sweep: Sweep, workdir: Path
 ) -> dict[str, Any]:
     runs, before = [], ""
     for changes in phases(name, config, winner["best_epoch"], sweep.config.sweep):
-        own, folder = config.copy_and_resolve_references(), workdir / "winner" / changes["folder"]
+        own = config.copy_and_resolve_references()
+        folder = place(workdir, winner) / changes["folder"]
+        own.sweep = config_lib.default().sweep  # no part of the run: a grid may grow around it
         for field, value in changes.items():
             if field != "folder":
                 config_lib.assign(own, field, value, name)

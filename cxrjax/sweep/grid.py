@@ -19,6 +19,14 @@ from cxrjax.run_folder import PLACES, keep_places
 
 Grid = dict[str, tuple[Any, ...]]  # dotted field -> its values, in the order given
 _MOST = 10_000  # trials
+# What no trial reads: see `_key`.
+_AFTERWARDS = (
+    "eval.test",
+    "eval.shortcuts",
+    "eval.coverage",
+    "eval.sensitivity",
+    "eval.conformal_level",
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,18 @@ class Sweep:
     config: Config
     grid: Grid
     points: tuple[Point, ...]
+
+    def own(self, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The records by key that are of this sweep's trials, named by its grid's fields.
+
+        A folder may have seen another grid, which ran the same trial under fewer names or more.
+        """
+        values = {point.key: point.values for point in self.points}
+        return [
+            dict(record) | {"values": values[key]}
+            for key, record in records.items()
+            if key in values
+        ]
 
 
 def load(
@@ -96,6 +116,11 @@ def expand(config: Config, grid: Mapping[str, Sequence[Any]], where: str) -> Swe
     """
     config_lib.validate(config)
     known = config_lib.fields(config)
+    if not config.eval.test and config.sweep.finish != "none":
+        raise UserError(
+            "config field eval.test is False, but what is made of a sweep's winner ends with a "
+            "look at the test split; set sweep.finish to none as well, or leave eval.test True."
+        )
     if "seed" in grid:
         raise UserError(f"{where}: seeds are not of the grid; set --config.sweep.seeds=N.")
     checked: Grid = {}
@@ -169,11 +194,12 @@ def _point(config: Config, values: dict[str, Any], seed: int) -> Point:
 
 def _key(config: Config) -> str:
     """Of all that decides a trial's result. Options that are off do not: keys, and so unfinished
-    sweeps, outlive the version that an option came with."""
+    sweeps, outlive the version that an option came with. What only the winner's runs are asked
+    counts as it is by default."""
     defaults = config_lib.fields(config_lib.default())
     off = {field: defaults[field] for field in config_lib.TRAIN_OPTIONS}
     told = {
-        field: value
+        field: defaults[field] if field in _AFTERWARDS else value
         for field, value in config_lib.fields(config).items()
         if field not in PLACES and not field.startswith("sweep.") and off.get(field) != value
     }

@@ -50,11 +50,12 @@ def run(
     print(plan_text.plan_text(told, str(runtime.describe()["device"])), flush=True)
     if dry_run:
         return
+    meter.release()
     with writing(workdir, REMEDY):
         workdir.mkdir(parents=True, exist_ok=True)
         search.keep_settings(workdir, sweep)
     keys = {point.key for point in points}
-    kept = [record for key, record in ledger.records().items() if key in keys]
+    kept = [record for record in sweep.own(ledger.records()) if record["key"] in keys]
     with _resumable(ledger), StopSignals() as stop, Table(len(points), kept) as table:
         if backend == "ray":
             from cxrjax.sweep import ray_backend

@@ -243,7 +243,8 @@ def _strongest(records: Records, most: int) -> list[str]:
     if len(fields) <= most:
         return fields
     reach = {field: np.ptp(_Table(records, "", field).mean[0]) for field in fields}
-    kept = sorted(fields, key=lambda field: -np.nan_to_num(reach[field]))[:most]
+    # NaN where a value lost all its trials: nothing changes more.
+    kept = sorted(fields, key=lambda field: -np.nan_to_num(reach[field], nan=np.inf))[:most]
     return [field for field in fields if field in kept]
 
 

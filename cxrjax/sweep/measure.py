@@ -39,7 +39,7 @@ class Meter:
         self._data_of, self._is_frozen = data_of, is_frozen
         self._costs: dict[str, Cost | None] = {}
         self._choices: dict[str, bool] = {}
-        self._trunks: dict[str, float] = {}
+        self._trunks: dict[str, float | None] = {}
         self._stream: tuple[str, Any] | None = None  # the last, kept for the next cohort
 
     def stack(self, cohort: Cohort) -> bool:
@@ -78,17 +78,25 @@ class Meter:
             return cost
         return replace(cost, step_seconds=cost.step_seconds * len(cohort.points))
 
-    def trunk(self, unit: Unit) -> float:
-        """Seconds of one pass of the frozen layers over P images; 0 where nothing is shared."""
+    def trunk(self, unit: Unit) -> float | None:
+        """Seconds of one pass of the frozen layers over P images; 0 where nothing is shared.
+
+        None: it does not fit; `run_unit` then takes the unit apart.
+        """
         if not unit.shared:
             return 0.0
         key = planning.signature(unit.cohorts[0].points[0], planning.NUMBERS | planning.BEHIND)
         key = f"{key} {unit.pass_size}"
         if key not in self._trunks:
             data = self._data_of(unit.config)
-            stream = Stream(unit.config, data, unit.pass_size, shared=True)
-            stream.run_frozen()  # compiles
-            self._trunks[key] = min(_timed(stream.run_frozen) for _ in range(_STEPS))
+            try:
+                stream = Stream(unit.config, data, unit.pass_size, shared=True)
+                stream.run_frozen()  # compiles
+                self._trunks[key] = min(_timed(stream.run_frozen) for _ in range(_STEPS))
+            except jax.errors.JaxRuntimeError as error:
+                if not runtime.out_of_memory(error):
+                    raise
+                self._trunks[key] = None
         return self._trunks[key]
 
     def seconds(self, unit: Unit) -> float | None:
@@ -104,13 +112,19 @@ class Meter:
             total += (n / size + held_out / size / 3) * cost.step_seconds
         if not unit.shared:
             return unit.epochs * total
-        of_image, views = self.trunk(unit) / unit.pass_size, unit.config.cache.views
+        trunk, views = self.trunk(unit), unit.config.cache.views
+        if trunk is None:
+            return None
         passes = (
             unit.epochs
             if augment.active(unit.config) and not views
             else max(1, min(views, unit.epochs))
         )
-        return (passes * n + held_out) * of_image + unit.epochs * total
+        return (passes * n + held_out) * trunk / unit.pass_size + unit.epochs * total
+
+    def release(self) -> None:
+        """Gives up the images and arrays kept for another measurement."""
+        self._stream = None
 
     def _measure(self, cohort: Cohort) -> Cost:
         stream = self._stream_of(cohort)

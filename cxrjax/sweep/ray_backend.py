@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,12 @@ def work(unit: Unit, folder: str, found: str) -> None:
 
 @contextlib.contextmanager
 def _cluster(workers: int) -> Iterator[Any]:
+    before = signal.getsignal(signal.SIGTERM)
     try:
         import ray  # pyright: ignore[reportMissingImports] - an extra
-    except ImportError:
+
+        ray.init  # noqa: B018 - a folder of that name is a package, too
+    except (ImportError, AttributeError):
         raise UserError(
             "--backend ray needs Ray, which is not installed: pip install -e '.[ray]'."
         ) from None
@@ -100,6 +104,8 @@ def _cluster(workers: int) -> Iterator[Any]:
             f"there is no Ray cluster at RAY_ADDRESS={address} ({reason}); start one with "
             "ray start --head, or unset it."
         ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)  # Ray's own handler aborts
     try:
         yield ray
     finally:

@@ -155,10 +155,9 @@ def _run(
                     trial.seconds += (now - since) / going  # what it cost, shared
         since = now
         for cohort, trial in stopped:
-            yield (
-                trial.record(stream.labels, stream.groups, cohort.how, digest),
-                trial.arrays(),
-            )
+            start = stream.network(trial.point.config)[1].origin
+            told = stream.labels, stream.groups, cohort.how, digest, start
+            yield trial.record(*told), trial.arrays()
         cohorts = [cohort for cohort in cohorts if cohort.going]
         if not cohorts:
             return

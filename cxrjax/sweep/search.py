@@ -69,9 +69,11 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
       UserError: for an unknown network, missing weights or data, trials that would be judged on
         different validation images, or a ledger of other data.
     """
-    for config in {str(p.config.model.to_dict()): p.config for p in sweep.points}.values():
-        build.check(config)
-        is_frozen(config)  # a number of layers the network does not have
+    origins: dict[str, str | None] = {}
+    for point in sweep.points:
+        if (name := _network(point)) not in origins:
+            origins[name] = build.origin(point.config)
+            is_frozen(point.config)  # a number of layers the network does not have
     digests = {digest(data_of(point.config)) for point in sweep.points}
     if len(digests) > 1:
         raise UserError(
@@ -79,14 +81,28 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
             "take fields such as data.split_seed out of it."
         )
     (found,) = digests
-    keys = {point.key for point in sweep.points}
+    points = {point.key: point for point in sweep.points}
     for key, record in ledger.records().items():
-        if key in keys and record.get("data") != found:
+        if key not in points:
+            continue
+        if record.get("data") != found:
             raise UserError(
                 f"{ledger.file} holds trials on other data or another split than the one found "
                 "now; point --config.data.dir at the original data or choose another --workdir."
             )
+        # Ledgers of older versions do not say.
+        if record.get("start", now := origins[_network(points[key])]) != now:
+            raise UserError(
+                f"{ledger.file} holds trials that started with other weights than those found now "
+                "under the same name (model.weights, train.start_from); restore them or choose "
+                "another --workdir."
+            )
     return found
+
+
+def _network(point: Point) -> str:
+    """Equal for points whose networks start alike."""
+    return f"{point.config.model.to_dict()} {point.config.train.start_from}"
 
 
 def make_plan(points: Sequence[Point], done: set[str], meter: Meter) -> tuple[Unit, ...]:

@@ -54,13 +54,21 @@ class Trial:
         if len(self.history) >= train.epochs or 0 < train.patience <= self._stale:
             self.status = FINISHED
 
-    def record(self, labels: np.ndarray, groups: np.ndarray, how: str, data: str) -> dict[str, Any]:
+    def record(
+        self,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        how: str,
+        data: str,
+        start: str | None = None,
+    ) -> dict[str, Any]:
         """Its line of the ledger.
 
         Args:
           labels, groups: int [N], of the validation split; groups are resampled whole.
           how: in which company it ran.
           data: digest of images and split.
+          start: that of what its network started with, see `build.origin`.
         """
         validation = None
         if self.status == FINISHED and self.best is not None:
@@ -79,7 +87,7 @@ class Trial:
             "seconds": round(self.seconds, 3),
             "how": how,
             "data": data,
-        }
+        } | ({"start": start} if start else {})
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What is kept beside the ledger: history [epochs, 4] and probabilities [N, K]."""
