@@ -63,3 +63,17 @@ def test_a_killed_worker_is_replaced_and_the_ledger_complete(tmp_path):
     assert {record["status"] for record in records} == {"finished"}
     assert "winner" in out
     assert errors.count("trial ") >= 6
+
+
+def test_a_sweep_on_ray_ends_at_sigterm_as_others_do(tmp_path):
+    path, workdir = tmp_path / "sweep.py", tmp_path / "run"
+    path.write_text(BODY)
+    command = [sys.executable, "-m", "cxrjax.sweep", "--config", str(path)]
+    command += ["--workdir", str(workdir), "--backend", "ray", "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not workers():
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "run the same command to go on" in errors
