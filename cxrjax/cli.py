@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from cxrjax.errors import UserError
 
@@ -52,9 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     return importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
 
 
-def parser(module: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
-    """The parser of `python -m module`: texts as they stand, no abbreviated flags."""
-    return argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Bad input is one sentence for all of a command line, without the usage before it."""
+        raise UserError(f"{message}; {self.prog} --help tells more.")
+
+
+def parser(module: str, description: str | None, epilog: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m module`: texts as they stand, no abbreviated flags.
+
+    Its mistakes are UserErrors: parse within `guarded`.
+    """
+    return _Parser(
         prog=f"python -m {module}",
         description=description,
         epilog=epilog,

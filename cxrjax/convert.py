@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -15,10 +14,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cxrjax convert",
-        description="Checks a weight file against a network, name by name, and writes it as .npz "
-        "with its SHA-256 and the input it was trained on.",
+    parser = cli.parser(
+        "cxrjax.convert",
+        "Checks a weight file against a network, name by name, and writes it as .npz with the\n"
+        "SHA-256 of every tensor and, of PyTorch's, the input it was trained on.",
+        None,
     )
     parser.add_argument(
         "source",

@@ -33,7 +33,7 @@ def default() -> Config:
 
     config.model = ConfigDict()
     config.model.name = "baseline"  # a name of `python -m cxrjax.convert --list`
-    config.model.weights = "none"  # none | imagenet | path of a Keras .h5 or cxrjax .npz file
+    config.model.weights = "none"  # none | imagenet | path of a file, see cxrjax.convert
     config.model.trainable_layers = -1  # last N layers in Keras' counting; 0: none, -1: all
     config.model.filters = 32  # base width, baseline CNN only
 

@@ -164,3 +164,23 @@ def test_a_failed_write_says_how_to_mend_it(number, words):
 
     with pytest.raises(UserError, match=words), writing("/x", "choose another --workdir"):
         raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "give --config FILE"),
+        (["train", "--config"], "expected one argument"),
+        (["data", "nonsense"], "invalid choice"),
+        (["audit"], "give --config FILE"),
+        (["convert"], "SOURCE and OUT are needed"),
+        (["lungs", "train", "--steps", "x"], "invalid int value"),
+        (["report"], "--workdir"),
+        (["compare"], "required: RUN"),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_one_sentence(arguments, words, capsys):
+    assert cli.main(arguments) == 2
+    out, errors = capsys.readouterr()
+    assert not out and errors.startswith("cxrjax: ") and errors.count("\n") == 1
+    assert words.lower() in errors.lower() and "--help tells more." in errors

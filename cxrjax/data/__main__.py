@@ -23,7 +23,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cxrjax.data", description=__doc__)
+    parser = cli.parser("cxrjax.data", __doc__, None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     prepare = commands.add_parser(

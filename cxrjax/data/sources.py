@@ -288,7 +288,10 @@ def choose_classes(found: Iterable[str], wanted: Sequence[str], where: object) -
             folded = {other.casefold(): other for other in there}
             near = difflib.get_close_matches(name.casefold(), folded, 1)
             hint = f"did you mean {folded[near[0]]!r}" if near else f"it has {', '.join(there)}"
-            raise UserError(f"class {name!r} of config.data.classes is not in {where}; {hint}.")
+            raise UserError(
+                f"class {name!r} of config.data.classes is not in {where}; {hint}. Name others by "
+                "--config.data.classes=A,B; nothing behind the = takes all there are."
+            )
     chosen = tuple(wanted) or tuple(there)
     if len(chosen) < 2:
         what = f"only one class ({chosen[0]})" if chosen else "no class"

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cxrjax.lungs", description=__doc__)
+    parser = cli.parser("cxrjax.lungs", __doc__, None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train on phantoms, and on annotated films if given")
     train.add_argument("--masks", metavar="PATH", help=f"{_MASKS}; one half is trained on")

@@ -22,7 +22,8 @@ from cxrjax.models.file_kind import MAX_BYTES
 _CHUNK = 1 << 20
 _TIMEOUT_S = 30
 _BROKEN = (urllib.error.URLError, ssl.SSLError, HTTPException, TimeoutError, ConnectionError)
-_ELSEWHERE = "set CXRJAX_WEIGHTS to its folder"
+NEEDS_NONE = "configs/quickstart.py needs no weights"
+_ELSEWHERE = f"set CXRJAX_WEIGHTS to its folder; {NEEDS_NONE}"
 
 
 def digest(path: Path, algorithm: str) -> str:
@@ -142,7 +143,7 @@ def _unreachable(url: str, error: Exception) -> UserError:
     reason = getattr(error, "reason", "") or error or type(error).__name__
     return UserError(
         f"cannot download {url} ({reason}): run the same again to go on where it stopped, or fetch "
-        f"it elsewhere and {_ELSEWHERE}; configs/quickstart.py needs no weights."
+        f"it elsewhere and {_ELSEWHERE}."
     )
 
 

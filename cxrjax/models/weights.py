@@ -44,7 +44,8 @@ def find(spec: ModelSpec, weights: str, cache: Path) -> Path | None:
         if not path.is_file():
             raise UserError(
                 f"config field model.weights: {weights} does not exist; give none, imagenet or the "
-                f"path of a weight file ({', '.join(file_kind.SUFFIXES)})."
+                f"path of a weight file ({', '.join(file_kind.SUFFIXES)}); python -m "
+                f"cxrjax.convert --list says where there are some, {download.NEEDS_NONE}."
             )
         return path
     if spec.weights_url is None or spec.weights_file is None:
@@ -245,7 +246,8 @@ def _in_folder(folder: Path, name: str) -> Path | None:
     """The file `name` in `folder`, or the first one of the same stem, e.g. NAME.float16.h5."""
     if not folder.is_dir():
         raise UserError(
-            f"$CXRJAX_WEIGHTS is {folder}, which is not a folder; set it to one or unset it."
+            f"$CXRJAX_WEIGHTS is {folder}, which is not a folder; set it to one, or unset it to "
+            f"have the weights downloaded; {download.NEEDS_NONE}."
         )
     stem, _, suffix = name.rpartition(".")
     others = sorted(folder.glob(f"{stem}.*{suffix}")) + sorted(folder.glob(f"{stem}*.npz"))
