@@ -210,7 +210,8 @@ class Job:
             one = self._sweep(self.root / f"one{n}", fixed, values=alone)
             every = self._sweep(self.root / f"all{n}", fixed)
             runs[n] = {"one": one, "all": every}
-        return {"alone": alone} | cost_of_a_point(runs, len(self.points))
+        count = len(self.points) // self.sweep.config.sweep.seeds  # one point runs all its seeds
+        return {"alone": alone} | cost_of_a_point(runs, count)
 
     def _sweep(
         self,
