@@ -52,8 +52,12 @@ class MapsFile:
         with writing(path.parent, _REMEDY):
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._maps, "ab") as file:
-                # Sparse: what is not computed takes no room.
-                file.truncate(rows * self._row_bytes)
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if os.fstat(file.fileno()).st_size != rows * self._row_bytes:
+                    # New, or deleted or cut short since: what a note says of it no longer holds.
+                    self._done.unlink(missing_ok=True)
+                    # Sparse: what is not computed takes no room.
+                    file.truncate(rows * self._row_bytes)
         self.done = self._noted()
 
     def write(self, rows: np.ndarray, values: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """Stored maps of frozen layers: the same training as without them, kept, resumed, never stale."""
 
 import contextlib
+import os
 import signal
 from pathlib import Path
 
@@ -194,6 +195,14 @@ def test_a_damaged_note_has_maps_computed_again(tmp_path):
     settings = tiny(tmp_path / "cache")
     first = trained(settings, tmp_path / "one")
     first[0].input._file._done.write_bytes(b"damaged")
+    assert_same_training(first, trained(settings, tmp_path / "two"), atol=0)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda maps: os.truncate(maps, 1000)])
+def test_maps_deleted_or_cut_short_are_computed_again(tmp_path, spoil):
+    settings = tiny(tmp_path / "cache")
+    first = trained(settings, tmp_path / "one")
+    spoil(first[0].input._file._maps)
     assert_same_training(first, trained(settings, tmp_path / "two"), atol=0)
 
 
