@@ -83,6 +83,16 @@ def test_training_on_stored_maps_equals_training_on_images(tmp_path, layers):
     assert_same_training(*runs)
 
 
+def test_a_whole_frozen_network_in_bfloat16_loses_nothing_by_stored_maps(tmp_path):
+    settings = tiny(
+        tmp_path / "cache", model__trainable_layers=0, train__precision="bfloat16", train__epochs=1
+    )
+    training, _, of_maps = trained(settings, tmp_path / "run")
+    images = training.data.store.images[training.data.splits["test"]]
+    of_images = training.predict_images(np.asarray(images), "test")
+    np.testing.assert_allclose(of_maps, of_images, rtol=0, atol=1e-6)
+
+
 def test_frozen_weights_may_come_from_a_file(tmp_path):
     settings = tiny(tmp_path / "cache", train__epochs=1)
     first = trained(settings, tmp_path / "first")
