@@ -8,7 +8,7 @@ import sys
 import pytest
 from test_loop import ROOT, arguments
 
-from cxrjax import cli, config, main
+from cxrjax import cli, config, log, main
 from cxrjax.errors import UserError, writing
 from cxrjax.run_folder import RunFolder
 
@@ -164,3 +164,13 @@ def test_a_failed_write_says_how_to_mend_it(number, words):
 
     with pytest.raises(UserError, match=words), writing("/x", "choose another --workdir"):
         raise OSError(number, os.strerror(number))
+
+
+def test_writers_of_the_same_process_number_take_turns(tmp_path):
+    """In containers every process may be number 1: here both writers are of one process."""
+    path = tmp_path / "file"
+    with log.replacing(path) as slow:
+        slow.write("slow")
+        log.write_text(path, "quick")
+        assert path.read_text() == "quick"
+    assert path.read_text() == "slow" and list(tmp_path.iterdir()) == [path]
