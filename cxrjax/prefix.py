@@ -1,9 +1,9 @@
 """Maps of the frozen layers, computed once for each image and kept: an input path of its own.
 
 With the first layers frozen their output is a pure function of the image, so training can start
-behind them. In float32 this is exact without augmentation. With it, K views of each image are stored
-and taken in turn, epoch by epoch; with K at least the number of epochs that is exact too. In bfloat16
-it is where all layers are frozen; cut in the middle, probabilities move by some 1e-4.
+behind them. In float32 that is exact without augmentation. With it, K views of each image are
+stored and taken in turn, epoch by epoch; with K at least the number of epochs that is exact too.
+In bfloat16 it is where all layers are frozen; cut in the middle, probabilities move by some 1e-4.
 """
 
 from __future__ import annotations

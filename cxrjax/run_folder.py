@@ -10,6 +10,7 @@ from typing import Any
 
 from cxrjax import config as config_lib
 from cxrjax import log, verdict
+from cxrjax.checkpoint import complete
 from cxrjax.config import Config
 from cxrjax.errors import MALFORMED, UserError, reason, writing
 
@@ -97,7 +98,7 @@ class RunFolder:
 
     def _is_begun(self) -> bool:
         """Whether there is something that another configuration would spoil."""
-        return self.result_file.exists() or any(self.path.glob("checkpoints/[0-9]*"))
+        return self.result_file.exists() or bool(complete(self.path / "checkpoints"))
 
     def _is_ours(self) -> bool:
         """Whether config.json is there and of a run; model folders of others have one as well."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from cxrjax import config as config_lib
 from cxrjax import optim, step
-from cxrjax.checkpoint import Checkpoints
+from cxrjax.checkpoint import Checkpoints, complete
 from cxrjax.config import Config
 from cxrjax.data import dataset, framing
 from cxrjax.data.batches import filled
@@ -166,7 +166,7 @@ def check_start(config: Config, workdir: Path | None = None) -> None:
       UserError: when that run is missing, not finished or of another network or input, or when it
         was trained on the validation images that this one would choose its epoch by.
     """
-    if workdir is not None and _steps(workdir):
+    if workdir is not None and complete(workdir / "checkpoints"):
         return
     folder = Path(config.train.start_from)
     try:
@@ -203,7 +203,7 @@ def start(config: Config, data: dataset.Dataset, workdir: Path | None = None) ->
     """
     if not config.train.start_from:
         return None
-    if workdir is not None and _steps(workdir):
+    if workdir is not None and complete(workdir / "checkpoints"):
         return _opened(workdir, config)
     check_start(config)
     run = load(config.train.start_from)
@@ -274,14 +274,9 @@ def _opened(folder: Path, config: Config) -> Trained:
     )
 
 
-def _steps(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run: those half written have longer names."""
-    return [p for p in folder.glob("checkpoints/*") if p.name.isdigit() and p.is_dir()]
-
-
 def _newest(folder: Path) -> tuple[dict[str, Any], Any]:
     """Note and arrays of the newest checkpoint: (state, (best params, best batch statistics))."""
-    if not _steps(folder):
+    if not complete(folder / "checkpoints"):
         raise UserError(
             f"{folder} has a result but no checkpoint; restore its checkpoints folder or train it "
             "anew."

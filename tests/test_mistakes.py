@@ -41,11 +41,13 @@ def test_a_folder_in_which_nothing_was_saved_can_be_taken_over(tmp_path):
     first = RunFolder(tmp_path, load())
     first.keep_config(load())
     first.close()
+    # As a run killed while it wrote its first checkpoint leaves it.
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp-7").mkdir(parents=True)
     second = RunFolder(tmp_path, load("train.epochs=7"))
     second.keep_config(load("train.epochs=7"))
     second.close()
     assert config.load(str(tmp_path / "config.json")).train.epochs == 7
-    (tmp_path / "checkpoints" / "12").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "12").mkdir()
     with pytest.raises(UserError, match=r"train.epochs was 7, now 30"):
         RunFolder(tmp_path, load())
 
