@@ -10,7 +10,7 @@ from test_loop import ROOT, arguments
 
 from cxrjax import cli, config, log, main
 from cxrjax.errors import UserError, writing
-from cxrjax.run_folder import RunFolder
+from cxrjax.run_folder import RunFolder, keep_places
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 
@@ -50,6 +50,27 @@ def test_a_folder_in_which_nothing_was_saved_can_be_taken_over(tmp_path):
     (tmp_path / "checkpoints" / "12").mkdir()
     with pytest.raises(UserError, match=r"train.epochs was 7, now 30"):
         RunFolder(tmp_path, load())
+
+
+def test_a_weight_file_may_be_named_from_anywhere(tmp_path, monkeypatch):
+    """Also for the run of an older version, whose config.json has the path as it was given."""
+    monkeypatch.chdir(tmp_path)
+    given, kept = (load("model.weights=w.npz") for _ in range(2))
+    keep_places(kept)
+    assert kept.model.weights == str(tmp_path / "w.npz")
+    for name, settings in (("old", given), ("new", kept)):
+        folder = RunFolder(tmp_path / name, settings)
+        folder.keep_config(settings)
+        folder.close()
+        (tmp_path / name / "checkpoints/12").mkdir(parents=True)
+        for same in (given, kept):
+            RunFolder(tmp_path / name, same).close()
+        with pytest.raises(UserError, match=r"model\.weights was '.*/w.npz', now 'none'"):
+            RunFolder(tmp_path / name, load())
+    for word in ("none", "imagenet"):
+        settings = load(f"model.weights={word}")
+        keep_places(settings)
+        assert settings.model.weights == word
 
 
 def test_a_config_json_of_something_else_makes_no_run_folder(tmp_path, capsys):
