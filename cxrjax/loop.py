@@ -28,6 +28,7 @@ class Training:
 
     def __init__(self, config: Config, data: dataset.Dataset, folder: RunFolder):
         self.config, self.data, self.folder = config, data, folder
+        build.check_steps(config, data)
         self.train_positions = dataset.training_positions(data, config)
         _, self.recipe, variables = build.network(config, data, folder.path)
         tx, self._train_step = build.train_program(config, self.recipe)

@@ -229,6 +229,7 @@ def test_every_config_takes_one_step(path, tmp_path):
             "diverged",
         ),
         ({"data__classes": "clear,consolidaton"}, "consolidation"),
+        ({"train__accumulate": 16}, "the whole training has 15 batches (5 in each epoch)"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys, changes, words):
