@@ -208,10 +208,12 @@ class Training:
                 # Looking at the loss one dispatch late keeps the device busy meanwhile.
                 if previous is not None:
                     self._check_finite(previous, epoch)
-                    first = first or (time.perf_counter(), taken)
                 previous = losses
                 bar.update(int(counts[taken : taken + steps].sum()))
                 taken += steps
+                if first is None:  # what was dispatched first compiles: timed is what follows it
+                    self._check_finite(losses, epoch)
+                    first = time.perf_counter(), taken
                 if stop.requested:
                     self.note["epoch_seconds"] = before + time.perf_counter() - start
                     self.save()
@@ -220,7 +222,7 @@ class Training:
             self._check_finite(previous, epoch)
         end = time.perf_counter()
         rate = None
-        if first is not None:  # what was dispatched first compiles
+        if first is not None and first[1] < taken:
             rate = float(counts[first[1] :].sum() / (end - first[0]))
         elif epoch > 0 and done == 0:  # the whole epoch was one dispatch
             rate = float(counts.sum() / (end - start))
