@@ -102,8 +102,10 @@ def network(
         stage=classifier.last_frozen_stage(model, layers),
         remat=config.train.remat,
     )
-    found = Variables(trainable, frozen, batch_stats, source, start and start.provenance)
-    return model, recipe, found
+    origin = start and start.provenance
+    if start is not None and start.folder == workdir:  # its own checkpoint, on resuming
+        origin = start.contract.get("start_from")
+    return model, recipe, Variables(trainable, frozen, batch_stats, source, origin)
 
 
 def check_steps(config: Config, data: Dataset) -> None:

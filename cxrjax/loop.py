@@ -77,7 +77,11 @@ class Training:
     # ------------------------------------------------------------------ resume
 
     def resume(self) -> None:
-        """Goes on from the newest checkpoint, if there is one."""
+        """Goes on from the newest checkpoint, if there is one.
+
+        Raises:
+          UserError: when it is of other data, another split or another input, or damaged.
+        """
         newest = self.checkpoints.latest()
         if newest is None:
             return
@@ -88,6 +92,7 @@ class Training:
                 f"{self.folder.path} was trained on other data or another split than the one found "
                 "now; point --config.data.dir at the original data or choose another --workdir."
             )
+        trained.check_same_input(note["input"], self.note["input"], self.folder.path)
         saved = self.checkpoints.arrays(newest, (self.state.held(), self.best))
         held, self.best = build.unbound(saved)
         self.state = step.TrainState.restored(held)

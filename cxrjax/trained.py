@@ -50,6 +50,36 @@ NOTE = {
 }
 
 
+def check_same_input(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Refuses to go on behind another trunk or with other pixels than a run has begun with.
+
+    Args:
+      before, now: input contracts, see `loop.Training.contract`.
+      folder: of the run.
+    Raises:
+      UserError: naming what changed.
+    """
+    old, new = _looks(before), _looks(now)
+    for what, value in old.items():
+        if value != new.get(what):
+            raise UserError(
+                f"{folder} was begun with another {what} than the one found now ({value}, now "
+                f"{new.get(what)}); go on with the weight file and the version of cxrjax that it "
+                "was begun with, or choose another --workdir."
+            )
+
+
+def _looks(contract: dict[str, Any]) -> dict[str, Any]:
+    looks: dict[str, Any] = {}
+    if "pretrained" in contract:  # not its path: files are moved
+        looks["weight file (SHA-256)"] = (contract["pretrained"] or {}).get("sha256")
+    if "segmentation" in contract:
+        looks["lung segmentation"] = contract["segmentation"]
+    for name in ("mean", "std"):  # sums may end in other digits on another machine
+        looks[f"{name} of pixels"] = np.round(contract[name], 6).tolist()
+    return looks
+
+
 @dataclass(frozen=True)
 class Trained:
     """The best weights of a finished run, with what a prediction must repeat.
