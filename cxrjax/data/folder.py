@@ -23,7 +23,8 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
-_INNER = {"images", "masks", "lesions"}  # folders within a class, or side by side without classes
+_MASKS = {"masks", "lesions"}
+_INNER = {"images"} | _MASKS  # folders within a class, or side by side without classes
 _TABLE = "metadata.csv"
 _TOLD = ("patient", "source")  # what a table may say of an image
 _PATIENT = ("patient", "patient id", "patientid")  # columns that name a patient, the first counts
@@ -144,6 +145,23 @@ def place(name: str, divided: bool) -> Place:
     key = "/".join([*kept, PurePosixPath(name).stem]).lower()
     label = folders[above] if len(folders) > above and (split or not divided) else None
     return Place(label, split, inner == "masks", inner == "lesions", key)
+
+
+def films(names: Sequence[str]) -> list[str]:
+    """Of image names below any folder, posix paths, those that are not of masks or lesions.
+
+    Left out is what lies in a folder called so, directly in its class (as for `open_folder`) or
+    deeper; only a class may have such a name.
+    """
+    try:
+        root, divided = layout(names)
+    except UserError:  # not a data set: maybe one class of it
+        root, divided, classes = "", False, set[str]()
+    else:
+        labels = (place(name.removeprefix(root), divided).label for name in names)
+        classes = {label.lower() for label in labels if label}
+    kinds = _MASKS - classes
+    return [n for n in names if not kinds & set(n.removeprefix(root).lower().split("/")[:-1])]
 
 
 def _pictures(path: Path) -> tuple[Files, list[str]]:
