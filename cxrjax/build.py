@@ -118,8 +118,29 @@ def network(
         stage=classifier.last_frozen_stage(model, layers),
         remat=config.train.remat,
     )
-    found = Variables(trainable, frozen, batch_stats, source, start and start.provenance)
-    return model, recipe, found
+    origin = start and start.provenance
+    if start is not None and start.folder == workdir:  # its own checkpoint, on resuming
+        origin = start.contract.get("start_from")
+    return model, recipe, Variables(trainable, frozen, batch_stats, source, origin)
+
+
+def check_steps(config: Config, data: Dataset) -> None:
+    """Refuses a run that is over before the first step of its optimizer.
+
+    Raises:
+      UserError: when train.accumulate exceeds the batches of all epochs.
+    """
+    train, steps = config.train, _steps_per_epoch(config, data)
+    if train.accumulate > steps * train.epochs:
+        raise UserError(
+            f"config field train.accumulate is {train.accumulate}, and the whole training has "
+            f"{steps * train.epochs} batches ({steps} in each epoch), so nothing would be trained; "
+            "lower it, or train.batch_size, or raise train.epochs."
+        )
+
+
+def _steps_per_epoch(config: Config, data: Dataset) -> int:
+    return -(-len(training_positions(data, config)) // config.train.batch_size)
 
 
 def settings(config: Config, data: Dataset) -> step.Settings:
@@ -127,7 +148,7 @@ def settings(config: Config, data: Dataset) -> step.Settings:
     train, n_classes = config.train, len(data.classes)
     labels = data.store.labels[training_positions(data, config)]
     weights = optim.class_weights(train.class_weights, labels, n_classes)
-    steps = -(-len(labels) // train.batch_size)
+    steps = _steps_per_epoch(config, data)
 
     def switched(on: bool, value: float) -> Any:
         return jnp.float32(value) if on else None

@@ -15,6 +15,11 @@ from cxrjax.errors import UserError
 _ARRAYS, _NOTE = "state", "note"
 
 
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints in `folder`, in any order: those half written have longer names."""
+    return [path for path in folder.glob("*") if path.name.isdigit() and path.is_dir()]
+
+
 class Checkpoints:
     """The newest two checkpoints of a run, in `folder`/<step>.
 

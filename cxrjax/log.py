@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,8 @@ def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     Args:
       mode, options: as for `open`; text is UTF-8 unless they say otherwise.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Not by process: those of several containers may have the same number.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:16]}.tmp")
     if "b" not in mode:
         options = {"encoding": "utf-8", **options}
     try:

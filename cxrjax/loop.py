@@ -28,6 +28,7 @@ class Training:
 
     def __init__(self, config: Config, data: dataset.Dataset, folder: RunFolder):
         self.config, self.data, self.folder = config, data, folder
+        build.check_steps(config, data)
         self.train_positions = dataset.training_positions(data, config)
         _, self.recipe, variables = build.network(config, data, folder.path)
         tx, self._train_step = build.train_program(config, self.recipe)
@@ -76,7 +77,11 @@ class Training:
     # ------------------------------------------------------------------ resume
 
     def resume(self) -> None:
-        """Goes on from the newest checkpoint, if there is one."""
+        """Goes on from the newest checkpoint, if there is one.
+
+        Raises:
+          UserError: when it is of other data, another split or another input, or damaged.
+        """
         newest = self.checkpoints.latest()
         if newest is None:
             return
@@ -87,6 +92,7 @@ class Training:
                 f"{self.folder.path} was trained on other data or another split than the one found "
                 "now; point --config.data.dir at the original data or choose another --workdir."
             )
+        trained.check_same_input(note["input"], self.note["input"], self.folder.path)
         saved = self.checkpoints.arrays(newest, (self.state.held(), self.best))
         held, self.best = build.unbound(saved)
         self.state = step.TrainState.restored(held)
@@ -207,10 +213,15 @@ class Training:
                 # Looking at the loss one dispatch late keeps the device busy meanwhile.
                 if previous is not None:
                     self._check_finite(previous, epoch)
+                    # What was dispatched first compiles: timed is what follows it.
                     first = first or (time.perf_counter(), taken)
                 previous = losses
                 bar.update(int(counts[taken : taken + steps].sum()))
                 taken += steps
+                if (
+                    first is None and jax.default_backend() == "cpu"
+                ):  # there it is done by now, see `runtime`
+                    first = time.perf_counter(), taken
                 if stop.requested:
                     self.note["epoch_seconds"] = before + time.perf_counter() - start
                     self.save()
@@ -219,7 +230,7 @@ class Training:
             self._check_finite(previous, epoch)
         end = time.perf_counter()
         rate = None
-        if first is not None:  # what was dispatched first compiles
+        if first is not None and first[1] < taken:
             rate = float(counts[first[1] :].sum() / (end - first[0]))
         elif epoch > 0 and done == 0:  # the whole epoch was one dispatch
             rate = float(counts.sum() / (end - start))

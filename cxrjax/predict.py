@@ -63,21 +63,26 @@ def _run(argv: Sequence[str]) -> int:
 def find(paths: Sequence[str]) -> Iterator[Path]:
     """The files named, and the images in the folders named, sorted.
 
-    Links are followed and hidden files left out, as where a network is trained.
+    Links are followed, and hidden files and masks left out, as where a network is trained.
 
     Raises:
       UserError: for a path that is not there, a folder that cannot be read, or one without images.
     """
+    from cxrjax import log
+    from cxrjax.data.folder import films
     from cxrjax.data.images import is_image
     from cxrjax.data.sources import open_files
     from cxrjax.errors import UserError
 
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(path / name for name in open_files(path).names if is_image(name))
+            names = [name for name in open_files(path).names if is_image(name)]
+            inside = films(names)
+            if masks := len(names) - len(inside):
+                log.say(f"{path}: passed over {masks} files in folders of masks or lesions")
             if not inside:
-                raise UserError(f"{path} holds no PNG, JPEG, WebP or DICOM file; name another.")
-            yield from inside
+                raise UserError(f"{path} holds no PNG, JPEG, WebP or DICOM film; name another.")
+            yield from sorted(path / name for name in inside)
         elif path.is_file():
             yield path
         else:

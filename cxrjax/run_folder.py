@@ -10,6 +10,7 @@ from typing import Any
 
 from cxrjax import config as config_lib
 from cxrjax import log, verdict
+from cxrjax.checkpoint import complete
 from cxrjax.config import Config
 from cxrjax.errors import MALFORMED, UserError, reason, writing
 
@@ -22,9 +23,21 @@ def keep_places(config: Config) -> None:
     """Makes the places that a configuration names hold elsewhere: resuming needs no variable."""
     place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
     if config.data.name != "phantom" and place:
-        config.data.dir = os.path.abspath(os.path.expanduser(place))
+        config.data.dir = _absolute(place)
+    if config.model.weights not in ("", "none", "imagenet"):
+        config.model.weights = _absolute(config.model.weights)
     if config.train.start_from:
-        config.train.start_from = os.path.abspath(os.path.expanduser(config.train.start_from))
+        config.train.start_from = _absolute(config.train.start_from)
+
+
+def _absolute(place: str) -> str:
+    return os.path.abspath(os.path.expanduser(place))
+
+
+def _placed_fields(config: Config) -> dict[str, Any]:
+    placed = config.copy_and_resolve_references()
+    keep_places(placed)
+    return config_lib.fields(placed)
 
 
 class RunFolder:
@@ -97,7 +110,7 @@ class RunFolder:
 
     def _is_begun(self) -> bool:
         """Whether there is something that another configuration would spoil."""
-        return self.result_file.exists() or any(self.path.glob("checkpoints/[0-9]*"))
+        return self.result_file.exists() or bool(complete(self.path / "checkpoints"))
 
     def _is_ours(self) -> bool:
         """Whether config.json is there and of a run; model folders of others have one as well."""
@@ -121,8 +134,9 @@ class RunFolder:
                 )
         if not self.config_file.is_file() or not self._is_begun():
             return  # nothing is lost by another configuration
-        old = config_lib.fields(config_lib.load(str(self.config_file)))
-        new = config_lib.fields(config)
+        # Older versions kept some paths as they were given.
+        old = _placed_fields(config_lib.load(str(self.config_file)))
+        new = _placed_fields(config)
         if config.eval.test:
             old["eval.test"] = True  # what was not tested may be, later
         changed = [f"{f} was {old[f]!r}, now {new[f]!r}" for f in new if old[f] != new[f]]

@@ -17,7 +17,7 @@ import numpy as np
 
 from cxrjax import config as config_lib
 from cxrjax import optim, step
-from cxrjax.checkpoint import Checkpoints
+from cxrjax.checkpoint import Checkpoints, complete
 from cxrjax.config import Config
 from cxrjax.data import dataset, framing
 from cxrjax.data.batches import filled
@@ -49,6 +49,36 @@ NOTE = {
     "fingerprint": str,
     "input": {"classes": list, "image_size": int, "mean": list, "std": list},
 }
+
+
+def check_same_input(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """Refuses to go on behind another trunk or with other pixels than a run has begun with.
+
+    Args:
+      before, now: input contracts, see `loop.Training.contract`.
+      folder: of the run.
+    Raises:
+      UserError: naming what changed.
+    """
+    old, new = _looks(before), _looks(now)
+    for what, value in old.items():
+        if value != new.get(what):
+            raise UserError(
+                f"{folder} was begun with another {what} than the one found now ({value}, now "
+                f"{new.get(what)}); go on with the weight file and the version of cxrjax that it "
+                "was begun with, or choose another --workdir."
+            )
+
+
+def _looks(contract: dict[str, Any]) -> dict[str, Any]:
+    looks: dict[str, Any] = {}
+    if "pretrained" in contract:  # not its path: files are moved
+        looks["weight file (SHA-256)"] = (contract["pretrained"] or {}).get("sha256")
+    if "segmentation" in contract:
+        looks["lung segmentation"] = contract["segmentation"]
+    for name in ("mean", "std"):  # sums may end in other digits on another machine
+        looks[f"{name} of pixels"] = np.round(contract[name], 6).tolist()
+    return looks
 
 
 @dataclass(frozen=True)
@@ -177,7 +207,7 @@ def check_start(config: Config, workdir: Path | None = None) -> None:
       UserError: when that run is missing, not finished or of another network or input, or when it
         was trained on the validation images that this one would choose its epoch by.
     """
-    if workdir is not None and _steps(workdir):
+    if workdir is not None and complete(workdir / "checkpoints"):
         return
     folder = Path(config.train.start_from)
     try:
@@ -214,7 +244,7 @@ def start(config: Config, data: dataset.Dataset, workdir: Path | None = None) ->
     """
     if not config.train.start_from:
         return None
-    if workdir is not None and _steps(workdir):
+    if workdir is not None and complete(workdir / "checkpoints"):
         return _opened(workdir, config)
     check_start(config)
     run = load(config.train.start_from)
@@ -285,14 +315,9 @@ def _opened(folder: Path, config: Config) -> Trained:
     )
 
 
-def _steps(folder: Path) -> list[Path]:
-    """The complete checkpoints of a run: those half written have longer names."""
-    return [p for p in folder.glob("checkpoints/*") if p.name.isdigit() and p.is_dir()]
-
-
 def _newest(folder: Path) -> tuple[dict[str, Any], Any]:
     """Note and arrays of the newest checkpoint: (state, (best params, best batch statistics))."""
-    if not _steps(folder):
+    if not complete(folder / "checkpoints"):
         raise UserError(
             f"{folder} has a result but no checkpoint; restore its checkpoints folder or train it "
             "anew."

@@ -151,6 +151,31 @@ def test_folders_are_searched_as_for_training(tmp_path, monkeypatch):
         list(predict.find([str(folder)]))
 
 
+def test_masks_beside_films_are_not_predicted(tmp_path, capsys):
+    """Wherever in a data set the folder named lies."""
+    films = [f"set/{of}/images/{i}.png" for of in ("COVID", "Normal") for i in (1, 2)]
+    films += ["set/Normal/3.png"]
+    masks = [film.replace("images", kind) for film in films[:4] for kind in ("Masks", "lesions")]
+    for name in (*films, *masks, "parts/train/A/1.png", "parts/test/B/masks/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for top in ("set", "set/COVID", "set/Normal", "set/COVID/images", "parts", "."):
+        inside = [name for name in (*films, "parts/train/A/1.png") if f"{top}/" in f"./{name}"]
+        found = list(predict.find([str(tmp_path / top)]))
+        assert found == sorted(tmp_path / name for name in inside), top
+    assert "set/COVID: passed over 4 files" in capsys.readouterr().err
+    # Named themselves they are taken, as are those of a class called so.
+    assert len(list(predict.find([str(tmp_path / "set/COVID/Masks")]))) == 2
+    for name in ("kinds/lesions/1.png", "kinds/clear/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    assert len(list(predict.find([str(tmp_path / "kinds")]))) == 2
+    with pytest.raises(UserError, match="holds no PNG, JPEG, WebP or DICOM film"):
+        (tmp_path / "none/masks").mkdir(parents=True)
+        (tmp_path / "none/masks/1.png").touch()
+        list(predict.find([str(tmp_path / "none")]))
+
+
 def test_overlays_of_long_names_fit_and_a_full_disk_is_a_sentence(
     run, films, tmp_path, monkeypatch, capsys
 ):

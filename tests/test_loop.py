@@ -1,5 +1,6 @@
 """Whole runs on tiny phantoms: files, resuming bit for bit, and one sentence for every mistake."""
 
+import contextlib
 import csv
 import json
 import os
@@ -13,12 +14,14 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from cxrjax import build, config, main
+from cxrjax import build, config, loop, main, runtime
 from cxrjax.data import dataset
 from cxrjax.data.batches import training_plan
 from cxrjax.models import registry
+from cxrjax.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = str(ROOT / "configs/quickstart.py")
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 TINY = {
     "data.phantom.count": 64,
@@ -36,7 +39,7 @@ TINY = {
 def arguments(workdir, **changes):
     settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
     fields = [f"--config.{name}={value}" for name, value in settings.items()]
-    return ["--config", str(ROOT / "configs/quickstart.py"), "--workdir", str(workdir), *fields]
+    return ["--config", QUICKSTART, "--workdir", str(workdir), *fields]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +184,40 @@ def test_the_streamed_path_gives_the_same_run(finished, tmp_path):
     assert predictions == (finished / "predictions.csv").read_bytes()
 
 
+class Clock:
+    """Seconds that pass only where a test says so, but for a microsecond per look."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1e-6
+        return self.now
+
+
+@pytest.mark.parametrize("steps", [2, 3, 6])
+def test_images_per_second_are_of_steps_taken_in_that_time(tmp_path, monkeypatch, steps):
+    clock, seconds = Clock(), iter([60.0])  # the first step, which compiles, then 1 each
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(runtime, "steps_per_dispatch", lambda: 1)
+    changes = TINY | {"train.epochs": 2, "train.batch_size": 36 // steps}
+    settings = config.load(QUICKSTART, {name: str(value) for name, value in changes.items()})
+    with contextlib.closing(RunFolder(tmp_path, settings)) as folder:
+        training = loop.Training(settings, dataset.prepare(settings), folder)
+        take = training._train_step
+
+        def timed(state, batch):
+            clock.now += next(seconds, 1.0)
+            return take(state, batch)
+
+        training._train_step = timed
+        with contextlib.closing(training.checkpoints):
+            training.fit()
+    assert training._steps_per_epoch == steps
+    rates = [line["images_per_second"] for line in training.note["history"][::2]]
+    assert rates == pytest.approx([36 / steps] * 2, rel=1e-3)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_takes_one_step(path, tmp_path):
     smallest = registry.spec(config.load(str(path)).model.name).smallest
@@ -229,6 +266,7 @@ def test_every_config_takes_one_step(path, tmp_path):
             "diverged",
         ),
         ({"data__classes": "clear,consolidaton"}, "consolidation"),
+        ({"train__accumulate": 16}, "the whole training has 15 batches (5 in each epoch)"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys, changes, words):

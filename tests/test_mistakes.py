@@ -8,9 +8,9 @@ import sys
 import pytest
 from test_loop import ROOT, arguments
 
-from cxrjax import cli, config, main
+from cxrjax import cli, config, log, main
 from cxrjax.errors import UserError, writing
-from cxrjax.run_folder import RunFolder
+from cxrjax.run_folder import RunFolder, keep_places
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
 
@@ -41,13 +41,36 @@ def test_a_folder_in_which_nothing_was_saved_can_be_taken_over(tmp_path):
     first = RunFolder(tmp_path, load())
     first.keep_config(load())
     first.close()
+    # As a run killed while it wrote its first checkpoint leaves it.
+    (tmp_path / "checkpoints" / "5.orbax-checkpoint-tmp-7").mkdir(parents=True)
     second = RunFolder(tmp_path, load("train.epochs=7"))
     second.keep_config(load("train.epochs=7"))
     second.close()
     assert config.load(str(tmp_path / "config.json")).train.epochs == 7
-    (tmp_path / "checkpoints" / "12").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "12").mkdir()
     with pytest.raises(UserError, match=r"train.epochs was 7, now 30"):
         RunFolder(tmp_path, load())
+
+
+def test_a_weight_file_may_be_named_from_anywhere(tmp_path, monkeypatch):
+    """Also for the run of an older version, whose config.json has the path as it was given."""
+    monkeypatch.chdir(tmp_path)
+    given, kept = (load("model.weights=w.npz") for _ in range(2))
+    keep_places(kept)
+    assert kept.model.weights == str(tmp_path / "w.npz")
+    for name, settings in (("old", given), ("new", kept)):
+        folder = RunFolder(tmp_path / name, settings)
+        folder.keep_config(settings)
+        folder.close()
+        (tmp_path / name / "checkpoints/12").mkdir(parents=True)
+        for same in (given, kept):
+            RunFolder(tmp_path / name, same).close()
+        with pytest.raises(UserError, match=r"model\.weights was '.*/w.npz', now 'none'"):
+            RunFolder(tmp_path / name, load())
+    for word in ("none", "imagenet"):
+        settings = load(f"model.weights={word}")
+        keep_places(settings)
+        assert settings.model.weights == word
 
 
 def test_a_config_json_of_something_else_makes_no_run_folder(tmp_path, capsys):
@@ -184,3 +207,13 @@ def test_a_command_line_that_cannot_be_is_one_sentence(arguments, words, capsys)
     out, errors = capsys.readouterr()
     assert not out and errors.startswith("cxrjax: ") and errors.count("\n") == 1
     assert words.lower() in errors.lower() and "--help tells more." in errors
+
+
+def test_writers_of_the_same_process_number_take_turns(tmp_path):
+    """In containers every process may be number 1: here both writers are of one process."""
+    path = tmp_path / "file"
+    with log.replacing(path) as slow:
+        slow.write("slow")
+        log.write_text(path, "quick")
+        assert path.read_text() == "quick"
+    assert path.read_text() == "slow" and list(tmp_path.iterdir()) == [path]

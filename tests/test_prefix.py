@@ -1,6 +1,7 @@
 """Stored maps of frozen layers: the same training as without them, kept, resumed, never stale."""
 
 import contextlib
+import os
 import signal
 from pathlib import Path
 
@@ -80,6 +81,16 @@ def test_training_on_stored_maps_equals_training_on_images(tmp_path, layers):
     assert isinstance(runs[0][0].input, prefix.FrozenMaps)
     assert not isinstance(runs[1][0].input, prefix.FrozenMaps)
     assert_same_training(*runs)
+
+
+def test_a_whole_frozen_network_in_bfloat16_loses_nothing_by_stored_maps(tmp_path):
+    settings = tiny(
+        tmp_path / "cache", model__trainable_layers=0, train__precision="bfloat16", train__epochs=1
+    )
+    training, _, of_maps = trained(settings, tmp_path / "run")
+    images = training.data.store.images[training.data.splits["test"]]
+    of_images = training.predict_images(np.asarray(images), "test")
+    np.testing.assert_allclose(of_maps, of_images, rtol=0, atol=1e-6)
 
 
 def test_frozen_weights_may_come_from_a_file(tmp_path):
@@ -194,6 +205,14 @@ def test_a_damaged_note_has_maps_computed_again(tmp_path):
     settings = tiny(tmp_path / "cache")
     first = trained(settings, tmp_path / "one")
     first[0].input._file._done.write_bytes(b"damaged")
+    assert_same_training(first, trained(settings, tmp_path / "two"), atol=0)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda maps: os.truncate(maps, 1000)])
+def test_maps_deleted_or_cut_short_are_computed_again(tmp_path, spoil):
+    settings = tiny(tmp_path / "cache")
+    first = trained(settings, tmp_path / "one")
+    spoil(first[0].input._file._maps)
     assert_same_training(first, trained(settings, tmp_path / "two"), atol=0)
 
 

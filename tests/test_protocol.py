@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import jax
@@ -211,6 +212,46 @@ def test_resuming_needs_the_other_run_no_more(moved, tmp_path, monkeypatch):
         training.fit()
         assert_equal(training.state, unbroken)
     assert each_step_once(seen)
+
+
+def test_a_resumed_run_names_the_same_start(head, tmp_path, monkeypatch):
+    settings = tiny(train__start_from=head, eval__test=False)
+    loop.train_and_evaluate(settings, tmp_path / "whole")
+    train_epoch = loop.Training._train_epoch
+
+    def stopped(self, epoch, stop):
+        if epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+        return train_epoch(self, epoch, stop)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Training, "_train_epoch", stopped)
+        loop.train_and_evaluate(settings, tmp_path / "broken")
+    loop.train_and_evaluate(settings, tmp_path / "broken")
+    whole, broken = (result_of(tmp_path / name)["input"] for name in ("whole", "broken"))
+    assert whole == broken and broken["start_from"]["run"] == str(head)
+    # Whoever builds a network upon the run's own checkpoint is told the same.
+    data = dataset.prepare(settings)
+    _, _, variables = build.network(settings, data, tmp_path / "broken")
+    assert variables.start == broken["start_from"]
+
+
+@pytest.mark.parametrize("change", ["pretrained", "segmentation", "mean", "std"])
+def test_a_run_goes_on_behind_what_it_was_begun_with_only(tmp_path, change):
+    settings = tiny(eval__test=False, train__epochs=1)
+    with opened(settings, tmp_path) as training:
+        weights = {"path": "/elsewhere/w.npz", "sha256": "a" * 64}
+        training.note["input"] |= {"pretrained": weights, "segmentation": "1"}
+        contract = dict(training.note["input"])
+        training.save(wait=True)
+    with opened(settings, tmp_path) as training:
+        training.note["input"] = contract | {"pretrained": weights | {"path": "/moved.npz"}}
+        training.resume()  # the same file elsewhere
+        other = {"pretrained": weights | {"sha256": "b" * 64}, "segmentation": "2"}
+        other |= {"mean": [0.25], "std": [0.125]}
+        training.note["input"] = contract | {change: other[change]}
+        with pytest.raises(UserError, match=r"was begun with another .*, now .*--workdir"):
+            training.resume()
 
 
 def test_a_run_cut_off_at_its_first_checkpoint_starts_anew(head, tmp_path):

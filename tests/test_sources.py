@@ -189,6 +189,39 @@ def test_metadata_may_repeat_and_complete_itself(tmp_path):
     assert [(r.patient, r.source) for r in source.records[1:]] == [("p2", "x"), ("p1", "y")]
 
 
+@pytest.mark.parametrize("place", ["", "set/", "set/films/"])
+def test_metadata_may_lie_beside_a_wrapping_folder(tmp_path, capsys, place):
+    """Paths are from the table's folder, wherever that is; the nearest table is read."""
+    wrapped = {f"set/films/{name}": data for name, data in TWO.items()}
+    films = "set/films/".removeprefix(place)
+    table = f"file,patient\n{films}A/1.png,p1\n{films}A/2,p2\n{films}B/1.png,p3\n"
+    source = open_folder(lay_out(tmp_path / "one", wrapped | {f"{place}metadata.csv": table}))
+    assert [r.patient for r in source.records] == ["p1", "p2", "p3"]
+    assert not capsys.readouterr().err
+    both = {f"{place}Metadata.csv": table, "metadata.csv": "file,patient\n1,other\n"}
+    if place:
+        source = open_folder(pack(tmp_path / "two.zip", wrapped | both))
+        assert [r.patient for r in source.records] == ["p1", "p2", "p3"]
+        assert "ignored metadata.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("header", ["PatientID", "patient_id", "Patient ID", "PATIENT"])
+def test_the_patient_is_found_under_its_usual_names(tmp_path, header):
+    table = f"file,{header},source,Patient Age\n2,p2,x,40\nB/1,,y,50\n"
+    source = open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
+    assert [r.patient for r in source.records] == [None, "p2", None]
+
+
+def test_images_that_metadata_leave_out_are_counted(tmp_path, capsys):
+    table = "file,patient,source\nA/1.png,p1,x\nA/2.png,,x\n"
+    open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
+    said = capsys.readouterr().err
+    assert "metadata.csv gives no patient for 2 of 3 images, as A/2.png" in said
+    assert "metadata.csv gives no source for 1 of 3 images, as B/1.png" in said
+    open_folder(lay_out(tmp_path, {"metadata.csv": "file,patient\n2,q\nA/1,p\nB/1,r\n"}))
+    assert not capsys.readouterr().err
+
+
 def test_in_the_way(tmp_path, capsys):
     """Images outside classes and of other formats are named, then ignored."""
     root = lay_out(tmp_path, TWO | {"preview.png": png(1), "A/9.tif": "II*", "A/8.TIF": "II*"})
@@ -218,6 +251,11 @@ def test_in_the_way(tmp_path, capsys):
         ),
         (TWO | {"metadata.csv": "name,patient\n1,2\n"}, (), "needs a column file"),
         (TWO | {"metadata.csv": "file,age\n1,2\n"}, (), "patient or source"),
+        (
+            TWO | {"metadata.csv": "file,PatientName,source\n2,p,x\n"},
+            (),
+            "column patientname; rename it to patient if",
+        ),
         (TWO | {"metadata.csv": "file,patient\n1.png,p\n"}, (), "A/1.png or B/1.png"),
         (TWO | {"metadata.csv": "file,patient\n7.png,p\n"}, (), "names none of the images"),
         (

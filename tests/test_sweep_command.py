@@ -120,6 +120,7 @@ def test_the_parts_of_an_array_of_jobs_make_the_whole(file, tmp_path):
         (["--grid.model.name=baseline,densnet121"], "did you mean densenet121"),
         (["--grid.model.trainable_layers=0,99"], "trainable_layers"),
         (["--grid.train.batch_size=0,8"], "train.batch_size"),
+        (["--grid.train.accumulate=14,15"], "train.accumulate is 15"),
         (["--epochs=3"], "--epochs"),
     ],
 )

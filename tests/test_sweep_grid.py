@@ -46,6 +46,18 @@ def sweep_file(tmp_path, body):
 # ------------------------------------------------------------------ points
 
 
+def test_a_weight_file_of_the_grid_may_be_named_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    points = expanded({"model.weights": ("none", "imagenet", "w.npz")}).points
+    for point, word in zip(points, ("none", "imagenet"), strict=False):
+        plain = config.default()
+        plain.model.weights = word
+        assert point.key == grid._key(plain)  # unfinished sweeps go on
+    assert [point.config.model.weights for point in points] == [
+        "none", "imagenet", str(tmp_path / "w.npz"),
+    ]  # fmt: skip
+
+
 def test_points_are_the_product_of_the_values_and_the_seeds():
     sweep = expanded(HEADS, sweep__seeds=2, seed=5)
     assert len(sweep.points) == 54

@@ -23,7 +23,11 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
-_INNER = {"images", "masks", "lesions"}  # folders within a class, or side by side without classes
+_MASKS = {"masks", "lesions"}
+_INNER = {"images"} | _MASKS  # folders within a class, or side by side without classes
+_TABLE = "metadata.csv"
+_TOLD = ("patient", "source")  # what a table may say of an image
+_PATIENT = ("patient", "patient id", "patientid")  # columns that name a patient, the first counts
 _UNREAD = (".bmp", ".gif", ".tif", ".tiff", ".jp2", ".heic", ".avif", ".nii", ".npy")
 
 
@@ -49,10 +53,10 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
 
     `<class>/...` or `<part>/<class>/...` with the parts of `PARTS`; folders wrapped around these
     are passed over. Masks of the same stem may lie in `<class>/masks` beside `<class>/images`, or
-    beside the images themselves; `<class>/lesions` is ignored. An
-    optional `metadata.csv` beside the class or part folders has a column `file` (or FILE NAME: path
-    or bare name, with or without suffix) and `patient` (or `patient_id`), `source` or both. Other
-    files are ignored.
+    beside the images themselves; `<class>/lesions` is ignored. An optional `metadata.csv` beside
+    the class or part folders, or beside a folder wrapped around them (the nearest counts), has a
+    column `file` (or FILE NAME: path from the table's folder or bare name, with or without suffix)
+    and `patient` (or `patient_id`, `PatientID`), `source` or both. Other files are ignored.
 
     Args:
       path: the folder or archive.
@@ -85,9 +89,14 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
     for name, where in labelled.items():
         if where.label in chosen:
             row = known.get(name, {})
-            patient = row.get("patient") or row.get("patient id")
+            patient, source = row.get("patient"), row.get("source")
             label, mask = chosen.index(where.label), masks.get(where.key)
-            records.append(Record(name, label, where.split, patient, row.get("source"), mask))
+            records.append(Record(name, label, where.split, patient, source, mask))
+    for what in _TOLD:
+        left = [record.name for record in records if getattr(record, what) is None]
+        if left and any(what in row for row in known.values()):
+            told = f"no {what} for {len(left)} of {len(records)} images, as {left[0]}"
+            log.say(f"{path}: {_TABLE} gives {told}")
     return FileSource(files, found.root, chosen, records)
 
 
@@ -138,6 +147,23 @@ def place(name: str, divided: bool) -> Place:
     return Place(label, split, inner == "masks", inner == "lesions", key)
 
 
+def films(names: Sequence[str]) -> list[str]:
+    """Of image names below any folder, posix paths, those that are not of masks or lesions.
+
+    Left out is what lies in a folder called so, directly in its class (as for `open_folder`) or
+    deeper; only a class may have such a name.
+    """
+    try:
+        root, divided = layout(names)
+    except UserError:  # not a data set: maybe one class of it
+        root, divided, classes = "", False, set[str]()
+    else:
+        labels = (place(name.removeprefix(root), divided).label for name in names)
+        classes = {label.lower() for label in labels if label}
+    kinds = _MASKS - classes
+    return [n for n in names if not kinds & set(n.removeprefix(root).lower().split("/")[:-1])]
+
+
 def _pictures(path: Path) -> tuple[Files, list[str]]:
     files = open_files(path)
     suffixes = Counter(PurePosixPath(name).suffix.lower() for name in files.names)
@@ -154,34 +180,39 @@ def _pictures(path: Path) -> tuple[Files, list[str]]:
 
 
 def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Rows of metadata.csv by image name; {} when there is no such file."""
-    table = next((n for n in files.names if n.lower() == f"{root}metadata.csv".lower()), None)
-    if table is None:
+    """Rows of the nearest metadata.csv by image name; {} when there is no such file.
+
+    It lies in the root or in a folder wrapped around it. A row has `patient`, `source` or both.
+    """
+    tables = [
+        name
+        for name in files.names
+        if PurePosixPath(name).name.lower() == _TABLE and root.startswith(name[: -len(_TABLE)])
+    ]
+    if not tables:
         return {}
-    rows, where = read_table(files, table), f"{files.path}: {table}"
-    columns = {column for row in rows for column in row}
-    if not columns & {"file", "file name"} or not columns & {"patient", "patient id", "source"}:
-        raise UserError(
-            f"{where} needs a column file and a column patient or source, filled; it has "
-            f"{', '.join(sorted(columns)) or 'none'}."
-        )
+    table, *others = sorted(tables, key=len, reverse=True)
+    for other in others:
+        log.say(f"{files.path}: ignored {other}, for {table} lies nearer to the images")
+    where, above = f"{files.path}: {table}", table[: -len(_TABLE)]
+    rows = _with_patient(read_table(files, table), where)
     called: dict[str, set[str]] = defaultdict(set)
     for name in names:
-        path = PurePosixPath(name.lower())
+        path = PurePosixPath((root + name).removeprefix(above).lower())
         for way in (str(path), str(path.with_suffix("")), path.name, path.stem):
             called[way].add(name)
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         file = row.get("file", row.get("file name", "")).replace("\\", "/").removeprefix("./")
-        meant = called.get(file.removeprefix(root).lower(), set())
+        meant = called.get(file.removeprefix(above).lower(), set())
         if len(meant) > 1:
             raise UserError(
                 f"{where} names {file}, which may be {' or '.join(sorted(meant)[:2])}; give the "
-                "path from the folder of metadata.csv."
+                f"path from the folder of {_TABLE}."
             )
         for name in meant:
             before = found.get(name, {})
-            for column in ("patient", "patient id", "source"):
+            for column in _TOLD:
                 if column in before and row.get(column, before[column]) != before[column]:
                     raise UserError(
                         f"{where} gives {name} the {column} {before[column]} and {row[column]}; "
@@ -191,3 +222,23 @@ def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[s
     if not found:
         raise UserError(f"{where} names none of the images; give their paths from its folder.")
     return found
+
+
+def _with_patient(rows: list[dict[str, str]], where: str) -> list[dict[str, str]]:
+    """The rows of a table, checked, with the patient under one name whatever its column's is."""
+    columns = {column for row in rows for column in row}
+    known = columns & set(_PATIENT)
+    unknown = sorted(name for name in columns - known if name.startswith("patient"))
+    if unknown and not known:
+        # Passed over, a misnamed patient would cross the splits without a word.
+        raise UserError(
+            f"{where} has a column {unknown[0]}; rename it to patient if it says whose image it "
+            "is, else so that it does not begin with patient."
+        )
+    if not columns & {"file", "file name"} or not (known or "source" in columns):
+        raise UserError(
+            f"{where} needs a column file and a column patient or source, filled; it has "
+            f"{', '.join(sorted(columns)) or 'none'}."
+        )
+    named = ([row[column] for column in _PATIENT if column in row] for row in rows)
+    return [row | {"patient": of[0]} if of else row for row, of in zip(rows, named, strict=True)]

@@ -35,7 +35,7 @@ class Classifier(nnx.Module):
         train_layers: frozenset[str] = frozenset(),
         after: str | None = None,
     ) -> jax.Array:
-        """Last convolutional maps [B, h, w, F] in `self.dtype`.
+        """Last convolutional maps [B, h, w, F] in `self.dtype`; `x` itself behind the last stage.
 
         Args:
           x: normalised images, float [B, H, W, C] or `Grey`; with `after`, that stage's output.
@@ -43,8 +43,9 @@ class Classifier(nnx.Module):
             others use the stored ones.
           after: go on behind this stage of the backbone; behind the last, `x` are the features.
         """
-        x = self.cast(x)
-        maps = self.backbone.stages(x, train_layers=train_layers, after=after)
+        maps = self.backbone.stages(self.cast(x), train_layers=train_layers, after=after)
+        # Stored maps of the last stage are pooled, in float32: cast, they would lose digits that
+        # the head, which is in float32, has of images.
         return maps[next(reversed(maps))] if maps else x  # type: ignore[return-value]
 
     def cast(self, x: Any) -> Any:

@@ -177,6 +177,7 @@ def _point(config: Config, values: dict[str, Any], seed: int) -> Point:
     for field, value in values.items():
         config_lib.assign(own, field, value, "grid")
     own.seed = seed
+    keep_places(own)  # a value of the grid may be a path
     try:
         config_lib.validate(own)
     except UserError as error:

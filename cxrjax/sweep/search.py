@@ -66,15 +66,19 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
     """Finds out, before anything runs, what would fail later; returns the digest of the data.
 
     Raises:
-      UserError: for an unknown network, missing weights or data, trials that would be judged on
-        different validation images, or a ledger of other data.
+      UserError: for an unknown network, missing weights or data, a trial without a step of its
+        optimizer, trials that would be judged on different validation images, or a ledger of other
+        data.
     """
     origins: dict[str, str | None] = {}
+    digests = set()
     for point in sweep.points:
         if (name := _network(point)) not in origins:
             origins[name] = build.origin(point.config)
             is_frozen(point.config)  # a number of layers the network does not have
-    digests = {digest(data_of(point.config)) for point in sweep.points}
+        data = data_of(point.config)
+        build.check_steps(point.config, data)
+        digests.add(digest(data))
     if len(digests) > 1:
         raise UserError(
             "the grid varies the data so that trials are judged on different validation images; "
