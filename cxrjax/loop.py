@@ -218,9 +218,8 @@ class Training:
                 previous = losses
                 bar.update(int(counts[taken : taken + steps].sum()))
                 taken += steps
-                if (
-                    first is None and jax.default_backend() == "cpu"
-                ):  # there it is done by now, see `runtime`
+                # On a CPU that, too, is done by now: see `runtime.start`.
+                if first is None and jax.default_backend() == "cpu":
                     first = time.perf_counter(), taken
                 if stop.requested:
                     self.note["epoch_seconds"] = before + time.perf_counter() - start
