@@ -217,3 +217,20 @@ def test_writers_of_the_same_process_number_take_turns(tmp_path):
         log.write_text(path, "quick")
         assert path.read_text() == "quick"
     assert path.read_text() == "slow" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--config", "configs/densenet4.py"],
+        ["sweep", "--config", "configs/sweeps/resnet2_head.py", "--dry-run"],
+    ],
+)
+def test_missing_data_are_told_before_weights_are_asked_for(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("CXRJAX_OFFLINE", "1")
+    monkeypatch.setenv("CXRJAX_CACHE", str(tmp_path))
+    monkeypatch.delenv("CXRJAX_WEIGHTS", raising=False)
+    monkeypatch.delenv("CXRJAX_DATA", raising=False)
+    assert cli.main([*command, "--workdir", str(tmp_path / "run")]) == 2
+    assert "no data folder or archive is named" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from cxrjax.data.images import BrokenImage
 from cxrjax.data.kept import kept
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.data.radiography import open_radiography
-from cxrjax.data.sources import FileSource, Record, Source, choose_classes
+from cxrjax.data.sources import FileSource, Record, Source, choose_classes, why_missing
 from cxrjax.data.store import FORMAT, Store, open_store
 from cxrjax.errors import UserError
 from cxrjax.runtime import cache_root
@@ -119,29 +119,24 @@ def open_source(settings: Any) -> Source:
             phantom.count, phantom.seed, phantom.marker, phantom.duplicates, phantom.label_noise
         )
         return SelectedClasses(source, settings.classes) if settings.classes else source
-    location = settings.dir or os.environ.get("CXRJAX_DATA", "")
-    location = os.path.expanduser(location)
-    if missing := _missing(location):
+    opener = {"radiography": open_radiography, "folder": open_folder}[settings.name]
+    return opener(located(settings), tuple(settings.classes))
+
+
+def located(settings: Any) -> Path:
+    """Where the images of `config.data` lie; of phantoms, which lie nowhere, an empty path.
+
+    Raises:
+      UserError: when no place is named, or nothing is there.
+    """
+    location = os.path.expanduser(settings.dir or os.environ.get("CXRJAX_DATA", ""))
+    if settings.name != "phantom" and (missing := why_missing(location)):
         raise UserError(
             f"{missing}: download the COVID-19 Radiography Database from Kaggle (or take any "
             "folder with one subfolder of images per class) and name it by --config.data.dir=PATH "
             "or CXRJAX_DATA; configs/quickstart.py runs without data."
         )
-    opener = {"radiography": open_radiography, "folder": open_folder}[settings.name]
-    return opener(Path(location), tuple(settings.classes))
-
-
-def _missing(location: str) -> str:
-    """Why there are no data at a path, "" when there may be."""
-    if not location:
-        return "no data folder or archive is named"
-    try:
-        os.stat(location)
-    except FileNotFoundError:
-        return f"{location} does not exist"
-    except (OSError, ValueError) as error:  # no permission; a name too long, or with a zero byte
-        return f"{location} cannot be read ({getattr(error, 'strerror', None) or error})"
-    return ""
+    return Path(location)
 
 
 class SelectedClasses:

@@ -276,6 +276,19 @@ def _hidden(part: str) -> bool:
     return part.startswith(".") or part in ("", "__MACOSX")
 
 
+def why_missing(location: str) -> str:
+    """Why there are no data at a path, "" when there may be."""
+    if not location:
+        return "no data folder or archive is named"
+    try:
+        os.stat(location)
+    except FileNotFoundError:
+        return f"{location} does not exist"
+    except (OSError, ValueError) as error:  # no permission; a name too long, or with a zero byte
+        return f"{location} cannot be read ({getattr(error, 'strerror', None) or error})"
+    return ""
+
+
 def choose_classes(found: Iterable[str], wanted: Sequence[str], where: object) -> tuple[str, ...]:
     """The wanted classes in their order, or all found ones sorted by name when none is named.
 

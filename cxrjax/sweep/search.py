@@ -73,6 +73,7 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
     origins: dict[str, str | None] = {}
     digests = set()
     for point in sweep.points:
+        dataset.located(point.config.data)  # told before weights are downloaded
         if (name := _network(point)) not in origins:
             origins[name] = build.origin(point.config)
             is_frozen(point.config)  # a number of layers the network does not have
