@@ -49,7 +49,9 @@ def write(
     probabilities, raw = checker.own(images)
     names = tuple(data.store.names[i] for i in positions)
     labels, groups = data.store.labels[positions], data.groups[positions]
-    found = Explained(positions, images, labels, groups, probabilities, raw, names)
+    found = Explained(
+        positions, images, labels, groups, probabilities, raw, checker.own.grid, names
+    )
     wrong = found.take(~found.right)
     if only_wrong:
         found = wrong
@@ -92,7 +94,7 @@ def _shares(
         present = lesion.any((1, 2))
         shares["lesion"] = np.where(present, scores.share_inside(maps, lesion), np.nan)
         shares["lesion_even"] = np.where(present, lesion.mean((1, 2)), np.nan)
-        shares["lesion_pointing"] = scores.pointing(maps, lesion)
+        shares["lesion_pointing"] = scores.pointing(found.raw_of_predicted, found.grid, lesion)
     return shares
 
 
@@ -128,7 +130,6 @@ def _draw(
     panels: int,
 ) -> None:
     top = float(np.maximum(found.raw, 0).max())  # one scale for everything drawn
-    size = found.images.shape[-1]
     confidence = found.probabilities.max(1)
     order = np.lexsort((-confidence, found.right))[:panels]
     for rank, i in log.progress(enumerate(order), total=len(order), what="panels", unit="img"):
@@ -136,7 +137,7 @@ def _draw(
         pictures.panel(
             out / "panels" / f"{rank:03}-{stem}.png",
             found.images[i],
-            np.maximum(enlarge(found.raw[i], size), 0),
+            np.maximum(enlarge(found.raw[i], found.grid), 0),
             top,
             found.probabilities[i],
             run.classes,
