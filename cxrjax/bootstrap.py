@@ -77,12 +77,14 @@ def ece_bin(confidence: np.ndarray) -> np.ndarray:
 def class_scores(probabilities: np.ndarray) -> np.ndarray:
     """Float64 [N, K]: how strongly each example is taken for each class.
 
-    Of two classes the second one's probability orders both, as what is left of the first may be
-    rounded off.
+    The probabilities; of two classes the odds of the second one, which order as log p1 - log p0
+    does: in float32 whichever is near 1 is rounded to it, and only the other one still tells how
+    near. Below float32's smallest normal number nothing is told apart.
     """
     scores = np.asarray(probabilities, np.float64)
     if scores.shape[1] == 2:
-        return np.stack([-scores[:, 1], scores[:, 1]], axis=1)
+        first, second = np.maximum(scores, np.finfo(np.float32).tiny).T
+        return np.stack([-second / first, second / first], axis=1)
     return scores
 
 

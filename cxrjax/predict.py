@@ -166,8 +166,8 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
                 line["probabilities"] = dict(
                     zip(run.classes, map(float, probabilities[i]), strict=True)
                 )
-                if maps is not None and overlays is not None:
-                    evidence = enlarge(maps[i, chosen], run.image_size)
+                if explainer is not None and maps is not None and overlays is not None:
+                    evidence = enlarge(maps[i, chosen], explainer.grid)
                     number = files.index(Path(line["file"]), start)
                     out = overlays / f"{number:05}-{_shortened(Path(line['file']).stem)}.png"
                     with writing(overlays, _REMEDY):

@@ -27,6 +27,8 @@ def line(result: Mapping[str, Any]) -> str:
     score = found["score"] if found else None
     leaks = leaks_into_test(result["audit"])
     shown = "not measured" if score is None else short(score["value"])
+    if score is not None and score["n"] != accuracy["n"]:  # lungs were not found on all films
+        shown += f" n={score['n']}"
     return (
         f"accuracy {interval(accuracy)} n={accuracy['n']}; "
         f"{'trained on validation images too; ' if seen else ''}leaks {leaks}; "

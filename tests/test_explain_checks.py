@@ -11,6 +11,7 @@ from cxrjax import loop, trained
 from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
 from cxrjax.explain import consensus, maps, perturbation, sanity
+from cxrjax.models.grid import Grid, pixels
 
 QUICK = ("--panels", "0", "--faithfulness", "4", "--sanity", "4", "--agreement", "8")
 
@@ -54,7 +55,7 @@ def linear_network():
 def test_true_evidence_beats_maps_that_know_nothing():
     predict, gradient, films = linear_network()
     of = predict, films
-    rest = np.ones(8, int), np.arange(8)
+    rest = pixels(16), np.ones(8, int), np.arange(8)
     true = perturbation.faithfulness(*of, gradient, *rest)
     noise = np.random.default_rng(1).random(gradient.shape)
     random = perturbation.faithfulness(*of, noise, *rest)
@@ -135,8 +136,13 @@ def test_agreement_is_set_against_maps_of_other_images():
     fine = rng.normal(size=(12, 16, 16))
     cells = fine.reshape(12, 4, 4, 4, 4).mean((2, 4))
     classes, groups = np.arange(12) % 3, np.arange(12)
+    grid = Grid(1.5, 4, 4, 16)
     own, same = consensus.pairs(
-        {"a": cells, "b": maps.enlarge(cells, 16), "c": rng.normal(size=(12, 4, 4))},
+        {
+            "a": consensus.Maps(cells, grid),
+            "b": consensus.Maps(maps.enlarge(cells, grid), pixels(16)),
+            "c": consensus.Maps(rng.normal(size=(12, 4, 4)), grid),
+        },
         classes,
         groups,
     )[:2]

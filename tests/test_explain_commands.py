@@ -12,8 +12,9 @@ from cxrjax import config as config_lib
 from cxrjax import loop, predict, trained
 from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
-from cxrjax.explain import maps, pictures
+from cxrjax.explain import maps, pictures, report
 from cxrjax.models import registry
+from cxrjax.models.grid import pixels
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,29 @@ def test_explain_writes_what_the_interface_says(run, tmp_path, capsys):
     known = [line["share"]["lungs"] for line in lines if line["share"]["lungs"] is not None]
     assert summary["scores"]["lungs"]["all"]["n"] == len(known)
     assert summary["scores"]["lungs"]["all"]["value"] == pytest.approx(np.mean(known))
+
+
+def test_a_share_and_that_of_an_even_map_are_of_the_same_films(run):
+    """Flat maps, every other one negative: no share is more than an even map's."""
+    found = trained.load(run)
+    data = found.data()
+    positions = data.splits["test"]
+    raw = np.ones((len(positions), len(found.classes), 32, 32), np.float32)
+    raw[::2] = -1
+    explained = maps.Explained(
+        positions,
+        data.store.images[positions],
+        data.store.labels[positions],
+        data.groups[positions],
+        np.full(raw.shape[:2], 1 / len(found.classes), np.float32),
+        raw,
+        pixels(32),
+        ("",) * len(positions),
+    )
+    shares = report._shares(found, data, explained, None)
+    for name in ("lungs", "border", "lesion"):
+        np.testing.assert_allclose(shares[f"{name}_even"], shares[name], rtol=1e-6)
+        assert 0 < np.isfinite(shares[name]).sum() <= len(positions) / 2
 
 
 def test_only_misclassified(run, tmp_path):

@@ -8,6 +8,7 @@ from cxrjax import config as config_lib
 from cxrjax import loop, trained
 from cxrjax.data.phantom import PhantomSource
 from cxrjax.explain import maps, methods, perturbation, sanity, scores
+from cxrjax.models.grid import pixels
 
 SIZE = 64
 # Energy on the marker over that of an even map; measured 5 to 10, of smooth_grad 2.9.
@@ -48,9 +49,10 @@ def markers(run, data, positions):
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_maps_move_to_the_marker(run, method):
     found, images, boxes = run
-    probabilities, raw = maps.Explainer(found, method)(images)
+    explainer = maps.Explainer(found, method)
+    probabilities, raw = explainer(images)
     chosen = raw[np.arange(len(raw)), probabilities.argmax(1)]
-    energy = np.nanmean(scores.share_inside(maps.enlarge(chosen, SIZE), boxes))
+    energy = np.nanmean(scores.share_inside(maps.enlarge(chosen, explainer.grid), boxes))
     assert energy > LEAST[method] * boxes.mean(), energy / boxes.mean()
 
 
@@ -98,7 +100,8 @@ def test_the_marker_beats_a_map_that_knows_nothing(run):
     far = np.roll(boxes, SIZE // 2, axis=(1, 2))
 
     def gains(where):
-        result = perturbation.faithfulness(found.predict, images, where * 1.0, classes, groups)
+        of = images, where * 1.0, pixels(SIZE), classes, groups
+        result = perturbation.faithfulness(found.predict, *of)
         return result["gain"]["shuffled"]["deletion"]
 
     assert gains(boxes)["low"] > 0

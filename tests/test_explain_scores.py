@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from cxrjax.explain import perturbation, scores
+from cxrjax.models.grid import Grid, pixels
 
 
 def test_share_inside_counts_positive_evidence_only():
@@ -27,7 +28,23 @@ def test_pointing_game():
     maps[3, 1, 1] = 1
     regions = np.zeros([4, 4, 4], bool)
     regions[:3, :2, :2] = True
-    np.testing.assert_array_equal(scores.pointing(maps, regions), [1, 0, np.nan, np.nan])
+    np.testing.assert_array_equal(scores.pointing(maps, pixels(4), regions), [1, 0, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("flipped", [slice(None), slice(None, None, -1)])
+def test_a_map_points_at_the_centre_of_its_cell(flipped):
+    """Beyond the centre of an outermost cell an enlarged map is as large all the way to the edge;
+    the centre of this cell lies between four pixels, whichever way the film is turned."""
+    maps, regions = np.zeros([3, 8, 8]), np.zeros([3, 64, 64], bool)
+    maps[:, 0, 0] = 1
+    regions[0, 2:7, 2:7] = regions[1, 4:, :4] = regions[2, :4] = True
+    raw, inside = (a[:, flipped, flipped] for a in (maps, regions))
+    np.testing.assert_array_equal(scores.pointing(raw, Grid(3.5, 8, 8, 64), inside), [1, 0, 1])
+    far = np.zeros([1, 7, 7])
+    far[0, 6, 6] = 1  # of a network that looks at the last pixels
+    last = np.zeros([1, 224, 224], bool)
+    last[0, 222:, 222:] = True
+    assert scores.pointing(far, Grid(31, 32, 7, 224), last) == 1
 
 
 @pytest.mark.parametrize("size", [8, 64, 224])

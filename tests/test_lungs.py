@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,20 @@ def test_masks_have_the_size_of_the_films(phantoms):
 def test_a_film_without_lungs_gets_an_empty_mask():
     flat = np.full((2, 64, 64), 90, np.uint8)
     assert not lungs.masks(flat).any()
+
+
+def test_blank_masks_of_a_data_set_say_nothing(phantoms):
+    """Where they are not even sought, "without lungs" would be the film as it is."""
+    masks = phantoms.masks[:4].astype(np.uint8) * 255
+    masks[1] = 0
+    store = SimpleNamespace(
+        images=phantoms.films[:4], masks=masks, has_mask=np.array([True, True, True, False])
+    )
+    found, known = lungs.of_store(store, np.array([3, 1, 0]), lungs.masks)
+    np.testing.assert_array_equal(known, [False, False, True])
+    np.testing.assert_array_equal(found[:2], lungs.masks(phantoms.films[[3, 1]]))
+    np.testing.assert_array_equal(found[2], masks[0] > 0)
+    assert found.any((1, 2)).all()
 
 
 def test_masks_do_not_depend_on_the_other_films(phantoms):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
-from cxrjax import bootstrap, metrics
+from cxrjax import bootstrap, losses, metrics
 
 CLASSES = ("COVID", "Lung_Opacity", "Normal", "Viral Pneumonia")
 
@@ -324,6 +324,24 @@ def test_resamples_without_a_class_are_left_out_of_its_intervals():
 def test_two_class_auroc_is_that_of_class_one_where_the_other_ones_score_is_rounded_off():
     probabilities = np.array([[1.0, 1e-20], [1.0, 2e-20]])
     assert metrics.auroc(np.array([0, 1]), probabilities, np.ones([1, 2]))[0] == 1
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("name", ["auroc", "average_precision"])
+def test_two_classes_keep_the_order_of_their_logit_where_both_are_sure(name, sign):
+    """From a logit of 17 on the sigmoid is 1 in float32."""
+    rng = np.random.default_rng(0)
+    logit = np.float32(sign * rng.uniform(18, 80, 200))[:, None]
+    labels = (rng.uniform(18, 80, 200) < sign * logit[:, 0]).astype(int)
+    probabilities = np.asarray(losses.probabilities(logit))
+    assert (probabilities == 1).any(1).all()
+    by_logit = np.concatenate([-logit, logit], axis=1)
+    got = getattr(metrics, name)(labels, probabilities, ones(labels))
+    assert got[0] == pytest.approx(SCALAR[name](labels, by_logit, None), rel=1e-12)
+    drawn = bootstrap.statistics(labels, probabilities, np.arange(200), 20, 0)
+    weights = np.concatenate(list(bootstrap.weights(np.arange(200), 20, 0)))
+    plain = getattr(metrics, f"class_{name}")(labels, probabilities, weights)
+    np.testing.assert_allclose(getattr(drawn, name), plain, rtol=1e-11)
 
 
 def test_a_single_example_and_perfect_answers_do_not_crash():

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from cxrjax.audit import shortcuts
+from cxrjax import verdict
+from cxrjax.audit import figures, shortcuts
 from cxrjax.data.phantom import PhantomSource
 
 CLASSES = ("a", "b", "c")
@@ -84,6 +85,25 @@ def test_a_score_for_each_view_it_can_rest_on(films):
     cut = measured(films, SPOT, without="flat_lungs", resamples=400)
     assert cut["scores"] == {"flat_lungs": cut["score"]}
     assert cut["score"] == found["scores"]["flat_lungs"]
+
+
+def test_films_without_lungs_do_not_count_as_known_without_lungs(films, tmp_path, drawn):
+    """Whatever is done to lungs leaves such a film as it is."""
+    images, masks, labels = films
+    some = masks & (np.arange(N) % 4 > 0)[:, None, None]
+    found = measured((images, some, labels), SPOT, resamples=200)
+    assert found["score"]["value"] == pytest.approx(0) and found["score"]["n"] == 3 * N / 4
+    counted = {name: view["accuracy"]["n"] for name, view in found["views"].items()}
+    whole = {"intact", "borders_only", "centre_only", "blurred_8x8"}
+    assert counted == {name: N if name in whole else 3 * N / 4 for name in counted}
+    none = measured((images, masks & False, labels), SPOT, resamples=200)
+    unknown = {"value": None, "low": None, "high": None, "n": 0}
+    assert none["score"] == none["scores"]["flat_lungs"] == unknown
+    assert none["views"]["lungs_only"]["auroc"] == unknown
+    assert none["views"]["blurred_8x8"]["auroc"]["n"] == N
+    assert verdict.word(0, none["score"]) == "UNCERTAIN"
+    figures.shortcut_views(none, images[0], masks[0], tmp_path / "shortcuts.png")
+    assert "undefined, n = 0" in drawn[0].axes[-1].get_title()
 
 
 def test_a_network_at_chance_has_no_score(films):

@@ -30,10 +30,11 @@ def test_leaks_into_the_test_split_are_counted_whatever_their_kind():
 
 
 def test_the_shortcut_audit_fills_its_place():
-    found = {"score": {"value": 0.42, "low": 0.3, "high": 0.5, "n": 9}}
-    assert verdict.line(result(shortcuts=found)) == (
-        "accuracy .93 [.91, .95] n=1365; leaks 0; shortcut score .42: CONFOUNDED"
-    )
+    score = {"value": 0.42, "low": 0.3, "high": 0.5, "n": 1365}
+    line = "accuracy .93 [.91, .95] n=1365; leaks 0; shortcut score .42: CONFOUNDED"
+    assert verdict.line(result(shortcuts={"score": score})) == line
+    fewer = {"score": score | {"n": 9}}  # films on which lungs are found
+    assert verdict.line(result(shortcuts=fewer)) == line.replace(".42", ".42 n=9")
 
 
 def test_images_trained_on_are_told():

@@ -167,5 +167,5 @@ def shortcut_views(found: dict[str, Any], image: np.ndarray, mask: np.ndarray, p
     shown = "undefined"
     if score["value"] is not None:
         shown = f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
-    axes.set_title(f"Test split, n = {score['n']:,}; shortcut score {shown}", fontsize=9)
+    axes.set_title(f"Test split; shortcut score {shown}, n = {score['n']:,}", fontsize=9)
     save(figure, path)

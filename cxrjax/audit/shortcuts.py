@@ -18,6 +18,8 @@ Predict = Callable[[np.ndarray], np.ndarray]  # uint8 [N, H, W] to probabilities
 _BORDER = 1 / 8  # of the side
 _CHANCE = 0.5  # of the AUROC
 _ABOVE_CHANCE = 0.55  # lower end of the AUROC of a network that has something to lose
+_KEPT = ("accuracy", "balanced_accuracy", "auroc")
+_UNKNOWN: dict[str, Any] = {"value": None, "low": None, "high": None}
 
 
 def lungs_of(store: Store, positions: np.ndarray) -> tuple[np.ndarray, str]:
@@ -84,6 +86,9 @@ VIEWS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "blurred_8x8": blurred,
     "markers_inpainted": markers_inpainted,
 }
+# Views that take lungs away or spare them: of a film on which none are found they would show the
+# film as it is, or nothing, and what the network knows of it would count as known without lungs.
+_OF_LUNGS = frozenset(("lungs_only", "without_lungs", "flat_lungs", "markers_inpainted"))
 
 
 def deprived(frame: str) -> str:
@@ -151,13 +156,15 @@ def measure(
     Args:
       predict: the classifier.
       images: uint8 [N, H, W].
-      masks: bool [N, H, W], the lungs.
+      masks: bool [N, H, W], the lungs; films with a blank mask count for the views alone that do
+        not depend on it.
       labels: int [N]; groups: int [N], drawn whole by the bootstrap.
       views: names of `VIEWS`.
       without: that one of them which the score rests on, see `deprived`.
       intact: probabilities [N, K] of the images as they are, where they are known.
     Returns:
-      `views`: by name accuracy, balanced_accuracy and auroc, each {value, low, high, n}; `score`;
+      `views`: by name accuracy, balanced_accuracy and auroc, each {value, low, high, n}, None where
+        no film is left; `score`;
       `without`; `scores`: the same by view for all that it can rest on, `without` and, where it is
       among the views, flat_lungs, which networks of any `data.frame` can be compared by.
     """
@@ -165,20 +172,25 @@ def measure(
     for name in log.progress(views, total=len(views), what="shortcuts", unit="views"):
         changed = [VIEWS[name](i, m) for i, m in zip(images, masks, strict=True)]
         probabilities[name] = predict(np.stack(changed))
-    kept = ("accuracy", "balanced_accuracy", "auroc")
-    scores = {
-        name: metrics.evaluate(labels, p, classes, groups, resamples=resamples)
-        for name, p in probabilities.items()
-    }
+    seen = masks.any((1, 2))
+
+    def evaluated(name: str) -> dict[str, Any]:
+        counted = seen | (name not in _OF_LUNGS)
+        if not counted.any():
+            return dict.fromkeys(_KEPT, _UNKNOWN | {"n": 0})
+        of = labels[counted], probabilities[name][counted], classes, groups[counted]
+        found = metrics.evaluate(*of, resamples=resamples)
+        return {key: found[key] for key in _KEPT}
+
     resting_on = {
         name: shortcut_score(
-            labels, probabilities["intact"], probabilities[name], groups, resamples
+            labels[seen], probabilities["intact"][seen], p[seen], groups[seen], resamples
         )
-        for name in probabilities
+        for name, p in probabilities.items()
         if name in (without, "flat_lungs")
     }
     return {
-        "views": {name: {key: found[key] for key in kept} for name, found in scores.items()},
+        "views": {name: evaluated(name) for name in probabilities},
         "score": resting_on[without],
         "without": without,
         "scores": resting_on,
@@ -201,8 +213,11 @@ def shortcut_score(
 
     Returns:
       {value, low, high, n}; None for the first three when the network itself is not above chance,
-      or the images are of one class.
+      the images are of one class, or there are none.
     """
+    unknown = _UNKNOWN | {"n": len(labels)}
+    if not len(labels):
+        return unknown
     found = [
         [metrics.auroc(labels, p, weights) for p in (intact, without)]
         for weights in bootstrap.weights(groups, resamples, seed=0)
@@ -210,7 +225,6 @@ def shortcut_score(
     before, after = np.concatenate(found, axis=1)
     once = np.ones((1, len(labels)))
     value = [float(metrics.auroc(labels, p, once)[0]) for p in (intact, without)]
-    unknown = {"value": None, "low": None, "high": None, "n": len(labels)}
     if np.isnan(before).all():  # one class alone, as some sources hold, has no AUROC
         return unknown
     if not np.nanpercentile(before, 2.5) > _ABOVE_CHANCE:

@@ -77,7 +77,12 @@ def write(checker: Checker, found: Explained, out: Path) -> tuple[dict[str, Any]
     if plan.faithfulness:
         of = sample(found, plan.faithfulness)
         checked["faithfulness"] = perturbation.faithfulness(
-            own.run.predict, of.images, of.raw_of_predicted, of.predicted, of.groups
+            own.run.predict,
+            of.images,
+            of.raw_of_predicted,
+            of.grid,
+            of.predicted,
+            of.groups,
         )
         said += perturbation.sentences(checked["faithfulness"])
     if plan.sanity:
@@ -88,7 +93,7 @@ def write(checker: Checker, found: Explained, out: Path) -> tuple[dict[str, Any]
     if plan.agreement:
         of = sample(found, plan.agreement)
         agreement["methods"] = consensus.between_methods(
-            {own.method: of.raw_of_predicted},
+            {own.method: consensus.Maps(of.raw_of_predicted, of.grid)},
             checker.methods,
             of.images,
             of.predicted,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cxrjax import predictions, trained
 from cxrjax.errors import UserError
-from cxrjax.explain.maps import Explainer, enlarge
+from cxrjax.explain.maps import Explainer, resampled
 from cxrjax.explain.scores import agreement, mean_interval
+from cxrjax.models.grid import Grid
 from cxrjax.trained import Trained
 
 # What one method is compared with where no other is named: those that run the network once, by
@@ -20,10 +21,17 @@ from cxrjax.trained import Trained
 COMPANIONS = ("grad_cam", "layer_cam", "ablation_cam")
 
 
-def alike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Rank correlation of maps [N, h, w], on the coarser grid of the two; float64 [N]."""
-    size = min(a.shape[-1], b.shape[-1])
-    return agreement(*(m if m.shape[-1] == size else enlarge(m, size) for m in (a, b)))
+class Maps(NamedTuple):
+    """Maps of some images, one each."""
+
+    raw: np.ndarray  # float [N, h, w]
+    grid: Grid
+
+
+def alike(a: Maps, b: Maps) -> np.ndarray:
+    """Rank correlation of maps of the same films, on the coarser grid of the two; float64 [N]."""
+    coarser = min(a.grid, b.grid, key=lambda grid: grid.cells)
+    return agreement(*(m.raw if m.grid == coarser else resampled(*m, coarser) for m in (a, b)))
 
 
 def others(classes: np.ndarray) -> np.ndarray:
@@ -39,12 +47,12 @@ def others(classes: np.ndarray) -> np.ndarray:
 
 
 def pairs(
-    maps: Mapping[str, np.ndarray], classes: np.ndarray, groups: np.ndarray
+    maps: Mapping[str, Maps], classes: np.ndarray, groups: np.ndarray
 ) -> list[dict[str, Any]]:
     """Agreement of every pair, beside what maps of different images have in common.
 
     Args:
-      maps: by name, float [N, h, w], of the same images and classes; sides may differ.
+      maps: by name, of the same images and classes; grids may differ.
       classes: int [N]; groups: int [N], drawn whole by the bootstrap.
     Returns:
       for each pair `first`, `second`, and as {value, low, high, n}: `same_image`, the mean rank
@@ -56,7 +64,8 @@ def pairs(
     found = []
     for first, second in itertools.combinations(maps, 2):
         same = alike(maps[first], maps[second])
-        across = np.where(alone, np.nan, alike(maps[first], maps[second][other]))
+        another = maps[second]._replace(raw=maps[second].raw[other])
+        across = np.where(alone, np.nan, alike(maps[first], another))
         values = {"same_image": same, "other_image": across, "difference": same - across}
         entries = {name: mean_interval(value, groups) for name, value in values.items()}
         found.append({"first": first, "second": second, **entries})
@@ -64,7 +73,7 @@ def pairs(
 
 
 def between_methods(
-    maps: Mapping[str, np.ndarray],
+    maps: Mapping[str, Maps],
     explainers: Sequence[Explainer],
     images: np.ndarray,
     classes: np.ndarray,
@@ -73,10 +82,10 @@ def between_methods(
     """`pairs` of the methods whose maps are there and those that are still to be computed.
 
     Args:
-      maps: by method, float [N, h, w].
+      maps: by method.
       explainers: of the other methods.
     """
-    more = {each.method: each.of_classes(images, classes) for each in explainers}
+    more = {each.method: Maps(each.of_classes(images, classes), each.grid) for each in explainers}
     return pairs({**maps, **more}, classes, groups)
 
 
@@ -129,12 +138,12 @@ def between_runs(
     labels = [run.folder.name for run in runs]
     if len(set(labels)) < len(labels):
         labels = [str(run.folder) for run in runs]
-    found = {labels[0]: maps}
+    found = {labels[0]: Maps(maps, own.grid)}
     for label, each in zip(labels[1:], explainers, strict=True):
         store = each.run.data().store  # its images may have another size
         place = {name: i for i, name in enumerate(store.names)}
         images = np.asarray(store.images[[place[name] for name in names]])
-        found[label] = each.of_classes(images, classes)
+        found[label] = Maps(each.of_classes(images, classes), each.grid)
     return pairs(found, classes, groups)
 
 

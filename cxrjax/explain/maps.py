@@ -17,6 +17,7 @@ from cxrjax.errors import UserError
 from cxrjax.explain import methods, targets
 from cxrjax.models import classifier
 from cxrjax.models.backbone import fold
+from cxrjax.models.grid import Grid, pixels
 from cxrjax.trained import Trained
 
 
@@ -86,6 +87,7 @@ class Explained(NamedTuple):
     groups: np.ndarray  # int [N], equal for images that are not independent
     probabilities: np.ndarray  # float32 [N, K]
     raw: np.ndarray  # float32 [N, K, h, w]
+    grid: Grid  # of the maps
     names: tuple[str, ...]
 
     @property
@@ -103,7 +105,7 @@ class Explained(NamedTuple):
 
     def of_predicted(self) -> np.ndarray:
         """Maps of the predicted class at the size of the images, float32 [N, S, S]."""
-        return enlarge(self.raw_of_predicted, self.images.shape[-1])
+        return enlarge(self.raw_of_predicted, self.grid)
 
     def take(self, chosen: np.ndarray) -> Explained:
         """Those where `chosen`, bool [N], is True."""
@@ -114,6 +116,7 @@ class Explained(NamedTuple):
             self.groups[chosen],
             self.probabilities[chosen],
             self.raw[chosen],
+            self.grid,
             tuple(self.names[i] for i in np.flatnonzero(chosen)),
         )
 
@@ -138,6 +141,9 @@ class Explainer:
                 f"{run.spec.name} has no stage {stage!r}; choose one of {', '.join(names)}."
             )
         self.run, self.method = run, method
+        self.grid = pixels(run.image_size)  # of its maps
+        if method in methods.CAMS:
+            self.grid = model.backbone.grids(run.image_size)[stage or names[-1]]
         self.n_logits = int(run.params["head"]["logits"]["kernel"].shape[-1])
         self._call: Callable = jax.jit(functools.partial(explain, run.recipe, method, stage))
 
@@ -186,7 +192,29 @@ class Explainer:
         return other
 
 
-def enlarge(maps: np.ndarray, size: int) -> np.ndarray:
-    """Maps [..., h, w] bilinearly to float32 [..., size, size], half-pixel centres."""
-    shape = (*maps.shape[:-2], size, size)
-    return np.asarray(jax.image.resize(jnp.asarray(maps, jnp.float32), shape, "linear"))
+def enlarge(maps: np.ndarray, grid: Grid) -> np.ndarray:
+    """Maps [..., cells, cells] as float32 [..., S, S], each cell at the pixel that it looks at.
+
+    Linear between the cells' centres; beyond the outermost ones their value.
+    """
+    return resampled(maps, grid, pixels(grid.side))
+
+
+def resampled(maps: np.ndarray, grid: Grid, to: Grid) -> np.ndarray:
+    """Maps at the places of other cells, of images of the same films that may have another side.
+
+    As `enlarge` where these lie closer; where they lie further apart, the mean weighted by a
+    triangle as much wider.
+
+    Args:
+      maps: float [..., grid.cells, grid.cells].
+    Returns:
+      float32 [..., to.cells, to.cells].
+    """
+    centres = (to.offset + to.stride * np.arange(to.cells) + 0.5) / to.side  # shares of the side
+    places = (centres * grid.side - 0.5 - grid.offset) / grid.stride
+    distances = np.clip(places, 0, grid.cells - 1)[:, None] - np.arange(grid.cells)
+    width = max(1.0, to.stride / to.side * grid.side / grid.stride)
+    weights = np.maximum(1 - np.abs(distances) / width, 0)
+    weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return weights @ maps.astype(np.float32) @ weights.T

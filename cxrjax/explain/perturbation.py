@@ -12,6 +12,7 @@ import numpy as np
 from cxrjax import log
 from cxrjax.explain.maps import enlarge
 from cxrjax.explain.scores import mean_interval
+from cxrjax.models.grid import Grid
 
 _NOISE = 0.01  # of full scale: otherwise what was removed is told by its smoothness
 _TOLERANCE, _STEPS = 1e-2, 2000  # leaves errors of about one grey level, less than the noise
@@ -141,6 +142,7 @@ def faithfulness(
     predict: Callable[[np.ndarray], np.ndarray],
     images: np.ndarray,
     raw: np.ndarray,
+    grid: Grid,
     classes: np.ndarray,
     groups: np.ndarray,
 ) -> dict[str, Any]:
@@ -148,18 +150,17 @@ def faithfulness(
 
     Args:
       predict, images, classes: see `curves`.
-      raw: float [N, h, w], the maps of those classes.
+      raw: float [N, h, w], the maps of those classes; grid: where their cells lie.
       groups: int [N], drawn whole by the bootstrap.
     Returns:
       `share` [P]; `curves` {map, shuffled or centre: {deletion or insertion: P entries}}; `area`
       likewise, an entry each; and `gain` {shuffled or centre: {deletion or insertion: entry}}: by
       how much the maps are better, as the mean of differences. Entries: {value, low, high, n}.
     """
-    size = images.shape[-1]
     ways = {
-        "map": enlarge(raw, size),
-        "shuffled": enlarge(shuffled(raw), size),
-        "centre": centre(len(images), size),
+        "map": enlarge(raw, grid),
+        "shuffled": enlarge(shuffled(raw), grid),
+        "centre": centre(len(images), images.shape[-1]),
     }
     found = {way: curves(predict, images, maps, classes) for way, maps in ways.items()}
     share, sides = found["map"]["share"], {"deletion": -1, "insertion": 1}

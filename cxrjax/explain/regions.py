@@ -11,19 +11,16 @@ from cxrjax.data.phantom import PhantomSource
 from cxrjax.lungs import Segmentation, of_store
 
 
-def lungs(
-    data: Dataset, positions: np.ndarray, segment: Segmentation | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def lungs(data: Dataset, positions: np.ndarray, segment: Segmentation | None = None) -> np.ndarray:
     """Lung masks of examples: the data set's own, else those of `segment`.
 
     Args:
       positions: int [N] into the store.
-      segment: for images without a mask; None leaves them unknown.
+      segment: for images without a mask; None leaves theirs blank.
     Returns:
-      bool [N, S, S], and bool [N], whether the mask is known.
+      bool [N, S, S], blank where the lungs are not known.
     """
-    masks, _ = of_store(data.store, positions, segment)
-    return masks, np.any(masks, axis=(1, 2))
+    return of_store(data.store, positions, segment)[0]
 
 
 def lesions(config: Config, data: Dataset, positions: np.ndarray) -> np.ndarray | None:

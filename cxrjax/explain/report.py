@@ -49,7 +49,9 @@ def write(
     probabilities, raw = checker.own(images)
     names = tuple(data.store.names[i] for i in positions)
     labels, groups = data.store.labels[positions], data.groups[positions]
-    found = Explained(positions, images, labels, groups, probabilities, raw, names)
+    found = Explained(
+        positions, images, labels, groups, probabilities, raw, checker.own.grid, names
+    )
     wrong = found.take(~found.right)
     if only_wrong:
         found = wrong
@@ -77,22 +79,26 @@ def _shares(
     found: Explained,
     segment: Segmentation | None,
 ) -> dict[str, np.ndarray]:
-    """By score, float [N]; NaN where it does not apply."""
-    maps, size = found.of_predicted(), found.images.shape[-1]
-    inside, known = regions.lungs(data, found.positions, segment)
-    band = scores.border(size)
-    shares = {
-        "lungs": np.where(known, scores.share_inside(maps, inside), np.nan),
-        "lungs_even": np.where(known, inside.mean((1, 2)), np.nan),
-        "border": scores.share_inside(maps, band),
-        "border_even": np.full(len(maps), band.mean()),
-    }
+    """By score, float [N]; NaN where it does not apply.
+
+    The share of an even map is NaN as well where that of the map is: means of the two compare only
+    over the same films.
+    """
+    maps = found.of_predicted()
+    shares: dict[str, np.ndarray] = {}
+
+    def add(name: str, region: np.ndarray) -> None:
+        share = scores.share_inside(maps, region)
+        known = region.any((1, 2)) & np.isfinite(share)
+        shares[name] = np.where(known, share, np.nan)
+        shares[f"{name}_even"] = np.where(known, region.mean((1, 2)), np.nan)
+
+    add("lungs", regions.lungs(data, found.positions, segment))
+    add("border", np.broadcast_to(scores.border(maps.shape[-1]), maps.shape))
     lesion = regions.lesions(run.config, data, found.positions)
     if lesion is not None:
-        present = lesion.any((1, 2))
-        shares["lesion"] = np.where(present, scores.share_inside(maps, lesion), np.nan)
-        shares["lesion_even"] = np.where(present, lesion.mean((1, 2)), np.nan)
-        shares["lesion_pointing"] = scores.pointing(maps, lesion)
+        add("lesion", lesion)
+        shares["lesion_pointing"] = scores.pointing(found.raw_of_predicted, found.grid, lesion)
     return shares
 
 
@@ -128,7 +134,6 @@ def _draw(
     panels: int,
 ) -> None:
     top = float(np.maximum(found.raw, 0).max())  # one scale for everything drawn
-    size = found.images.shape[-1]
     confidence = found.probabilities.max(1)
     order = np.lexsort((-confidence, found.right))[:panels]
     for rank, i in log.progress(enumerate(order), total=len(order), what="panels", unit="img"):
@@ -136,7 +141,7 @@ def _draw(
         pictures.panel(
             out / "panels" / f"{rank:03}-{stem}.png",
             found.images[i],
-            np.maximum(enlarge(found.raw[i], size), 0),
+            np.maximum(enlarge(found.raw[i], found.grid), 0),
             top,
             found.probabilities[i],
             run.classes,

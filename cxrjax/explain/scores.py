@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax import bootstrap
+from cxrjax.models.grid import Grid
 
 _BAND = 0.08  # of the side: the border in which markers and labels lie
 _RESAMPLES = 2000
@@ -28,18 +29,25 @@ def share_inside(maps: np.ndarray, regions: np.ndarray) -> np.ndarray:
     return np.divide(inside, whole, out=np.full(len(maps), np.nan), where=whole > 0)
 
 
-def pointing(maps: np.ndarray, regions: np.ndarray) -> np.ndarray:
+def pointing(raw: np.ndarray, grid: Grid, regions: np.ndarray) -> np.ndarray:
     """Whether the largest value lies inside (Zhang et al. 2018, the pointing game).
 
+    It lies at the centre of its cell: an enlarged map is as large all the way to the edge beyond
+    an outermost cell. A centre between pixels is inside where half of those around it are.
+
     Args:
-      maps: float [N, S, S].
+      raw: float [N, h, w], whose cells lie on `grid`.
       regions: bool [N, S, S].
     Returns:
       float64 [N] of 0 and 1; NaN for a map without positive evidence or an empty region.
     """
-    flat, inside = maps.reshape(len(maps), -1), regions.reshape(len(maps), -1)
-    hit = inside[np.arange(len(maps)), flat.argmax(1)].astype(np.float64)
-    hit[(flat.max(1) <= 0) | ~inside.any(1)] = np.nan
+    flat = raw.reshape(len(raw), -1)
+    peak = np.stack(np.unravel_index(flat.argmax(1), raw.shape[1:]))
+    centre = grid.offset + grid.stride * peak
+    around = [np.clip(f(centre).astype(int), 0, grid.side - 1) for f in (np.floor, np.ceil)]
+    each = [regions[np.arange(len(raw)), y[0], x[1]] for y in around for x in around]
+    hit = (np.mean(each, axis=0) >= 0.5).astype(np.float64)
+    hit[(flat.max(1) <= 0) | ~regions.any((1, 2))] = np.nan
     return hit
 
 

@@ -40,7 +40,8 @@ def of_store(
 
     Args:
       positions: int [N] into the store.
-      segment: for images without a mask; None leaves theirs empty.
+      segment: for images without a mask, or with a blank one, as no chest film lacks lungs; None
+        leaves theirs blank.
     Returns:
       bool [N, S, S], and bool [N], whether the mask is the data set's.
     """
@@ -48,6 +49,7 @@ def of_store(
     found = np.zeros((len(positions), *store.images.shape[1:]), bool)
     if store.masks is not None:
         found[known] = store.masks[positions[known]] > 0
+    known &= found.any((1, 2))
     if segment is not None and not known.all():
         found[~known] = segment(np.asarray(store.images[positions[~known]]))
     return found, known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from cxrjax.models.batch_norm import LINEAR, RELU
+from cxrjax.models.grid import Grid, Window, pixels
 from cxrjax.models.layers import BatchNorm, Conv, DepthwiseConv, Grey, Identity
 
 TrainLayers = frozenset[str]  # batch-norm layers that use, and move, the statistics of the batch
@@ -42,6 +44,20 @@ class Backbone(nnx.Module):
         """The stages in order, each under the name of its last layer; the last are the features."""
         raise NotImplementedError
 
+    def windows(self, stage: str) -> tuple[Window, ...]:
+        """Windows on one way through a stage, in order; whatever way, cells end in the same places.
+
+        Layers that leave every cell where it is (odd windows, stride 1, "SAME") may be left out.
+        """
+        raise NotImplementedError
+
+    def grids(self, side: int) -> dict[str, Grid]:
+        """Where the cells of every stage lie on square images of that many pixels a side."""
+        found, grid = {}, pixels(side)
+        for name, _ in self.chain():
+            found[name] = grid = functools.reduce(Grid.through, self.windows(name), grid)
+        return found
+
     def stages(
         self, x: jax.Array | Grey, *, train_layers: TrainLayers = NONE, after: str | None = None
     ) -> dict[str, jax.Array]:
@@ -71,6 +87,10 @@ class Backbone(nnx.Module):
 
     def _norm_relu(self, x: jax.Array, name: str, train: TrainLayers) -> jax.Array:
         return self._norm(x, name, train, RELU)
+
+    def _window(self, name: str) -> Window:
+        layer: Conv | DepthwiseConv = getattr(self, name)
+        return Window(layer.kernel.shape[0], layer.stride, layer.padding)
 
     def _conv(self, rng: np.random.Generator, name: str, shape: tuple, **options: Any) -> None:
         setattr(self, name, Conv(rng, shape, **options))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from cxrjax.models.backbone import Backbone, Stage, TrainLayers
+from cxrjax.models.grid import Window
 from cxrjax.models.layers import Grey
 from cxrjax.models.lowering import max_pool
 
@@ -45,6 +46,10 @@ class Baseline(Backbone):
     def chain(self) -> Iterator[tuple[str, Stage]]:
         for block in range(1, len(_WIDTHS) + 1):
             yield f"relu{block}", functools.partial(self._block, block)
+
+    def windows(self, stage: str) -> tuple[Window, ...]:
+        conv, pool = self._window(stage.replace("relu", "conv")), Window(2, 2)
+        return (conv,) if stage == f"relu{len(_WIDTHS)}" else (conv, pool)
 
     def _block(self, block: int, x: jax.Array | Grey, train: TrainLayers) -> jax.Array:
         y = getattr(self, f"conv{block}")(x)

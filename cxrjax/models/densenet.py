@@ -11,6 +11,7 @@ import numpy as np
 
 from cxrjax.models.backbone import Backbone, Stage, TrainLayers
 from cxrjax.models.batch_norm import RELU, Moments, moments
+from cxrjax.models.grid import Window
 from cxrjax.models.layers import Grey
 from cxrjax.models.lowering import average_pool, max_pool, zero_pad
 
@@ -74,6 +75,13 @@ class DenseNet121(Backbone):
                 name = f"pool{stage}"
                 yield f"{name}_pool", functools.partial(self._transition, name, known)
         yield "relu", lambda x, train: self._norm_grown(x, "bn", train, known)
+
+    def windows(self, stage: str) -> tuple[Window, ...]:
+        if stage == "conv1_relu":
+            return (self._window("conv1_conv"),)
+        if stage == "pool1":
+            return (Window(3, 2, ((1, 1),)),)
+        return (Window(2, 2),) if stage.endswith("_pool") else ()
 
     def _stem(self, x: jax.Array | Grey, train: TrainLayers) -> jax.Array:
         return self._norm_relu(self.conv1_conv(x), "conv1_bn", train)

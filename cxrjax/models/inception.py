@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax.models.backbone import Backbone, Stage, TrainLayers
+from cxrjax.models.grid import Window
 from cxrjax.models.layers import Grey
 from cxrjax.models.lowering import average_pool_same, max_pool
 
@@ -191,6 +192,15 @@ class InceptionV3(Backbone):
         yield "max_pooling2d_1", lambda x, train: max_pool(self._run(4, x, train), 3, 2)
         for number, kind, first, _ in _blocks():
             yield f"mixed{number}", functools.partial(self._block, kind, first)
+
+    def windows(self, stage: str) -> tuple[Window, ...]:
+        pool = Window(3, 2)
+        if stage.startswith("mixed"):
+            kind, _ = _BLOCKS[int(stage.removeprefix("mixed"))]
+            return (pool,) if kind.pool is None else ()
+        if number := {"max_pooling2d": 2, "max_pooling2d_1": 4}.get(stage):
+            return self._window(_conv_name(number)), pool
+        return (self._window(stage.replace("activation", "conv2d")),)
 
     def _run(self, number: int, x: jax.Array | Grey, train: TrainLayers) -> jax.Array:
         return self._norm_relu(getattr(self, _conv_name(number))(x), _bn_name(number), train)

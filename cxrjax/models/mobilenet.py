@@ -10,6 +10,7 @@ import numpy as np
 
 from cxrjax.models.backbone import Backbone, Stage, TrainLayers
 from cxrjax.models.batch_norm import RELU6
+from cxrjax.models.grid import Window
 from cxrjax.models.layers import DepthwiseConv, Grey
 
 _STEM, _LAST, _EXPANSION = 32, 1280, 6
@@ -78,6 +79,12 @@ class MobileNetV2(Backbone):
             last = "add" if adds else "project_BN"
             yield f"{name}_{last}", functools.partial(self._block, name, adds)
         yield "out_relu", lambda x, train: self._unit(x, "Conv_1", "Conv_1_bn", train)
+
+    def windows(self, stage: str) -> tuple[Window, ...]:
+        if stage == "out_relu":
+            return ()
+        block = stage.removesuffix("_add").removesuffix("_project_BN")
+        return (self._window("Conv1" if stage == "Conv1_relu" else f"{block}_depthwise"),)
 
     def _unit(self, x: jax.Array | Grey, conv: str, bn: str, train: TrainLayers) -> jax.Array:
         return self._norm(getattr(self, conv)(x), bn, train, RELU6)

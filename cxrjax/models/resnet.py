@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from cxrjax.models.backbone import Backbone, Stage, TrainLayers
+from cxrjax.models.grid import Window
 from cxrjax.models.layers import Grey
 from cxrjax.models.lowering import max_pool, zero_pad
 
@@ -71,6 +72,13 @@ class ResNet50V2(Backbone):
         for name, _, stride, projects in _blocks():
             yield f"{name}_out", functools.partial(self._block, name, stride, projects)
         yield "post_relu", lambda x, train: self._norm_relu(x, "post_bn", train)
+
+    def windows(self, stage: str) -> tuple[Window, ...]:
+        if stage == "pool1_pool":
+            return (Window(3, 2, ((1, 1),)),)
+        if stage == "post_relu":
+            return ()
+        return (self._window(stage.replace("_out", "_2_conv")),)
 
     def _stem(self, x: jax.Array | Grey, train: TrainLayers) -> jax.Array:
         return self.conv1_conv(x)

@@ -98,7 +98,8 @@ def _shortcuts(found: Found) -> Html:
                 "Shortcut score: ",
                 e.interval(shortcuts["score"]),
                 f". It is what the AUROC keeps above chance when the lungs are {hidden}, over what "
-                "it had: 0 nothing, 1 everything.",
+                "it had: 0 nothing, 1 everything. What depends on lungs is of films on which they "
+                "were found.",
             ),
             e.table(
                 f"The network on test images of which parts were taken away{origin}",

@@ -110,6 +110,11 @@ def _shortcut(score: dict[str, Any] | None) -> str:
     """What the shortcut score allows to say."""
     if score is None:
         return "What the network still knows without lungs was not measured: it may use shortcuts."
+    if not score["n"]:
+        return (
+            "On no test image lungs were found, so what the network still knows without them was "
+            "not measured: it may use shortcuts."
+        )
     if score["value"] is None:
         return "The network is too close to chance to tell what it looks at."
     left = f"shortcut score {verdict.interval(score)}; 0 is nothing, 1 is all"
