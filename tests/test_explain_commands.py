@@ -50,7 +50,10 @@ def test_explain_writes_what_the_interface_says(run, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--workdir", str(run), "--out", str(out), "--panels", "2"]
     assert explain.main(arguments) == 0
-    assert "16 images explained" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "16 images explained" in told
+    looks = json.loads((out / "summary.json").read_text())["test_looks"]
+    assert looks > 1 and f"test split read {looks} time(s) so far" in told
     lines = lines_of((out / "explanations.jsonl").read_text())
     assert len(lines) == 16
     for line in lines:

@@ -59,6 +59,7 @@ def test_the_command_audits_a_run(marked, capsys):
     assert command.main(["--workdir", str(marked), "--strict"]) == 1
     told = capsys.readouterr().out
     assert "borders alone tell the class" in told and told.count("CONFOUNDED") == 1
+    assert f"test split read {before['test_looks'] + 1} time(s) so far" in told
     report = json.loads((marked / "audit/audit.json").read_text())
     views = report["shortcuts"]["views"]
     kinds = [finding["kind"] for finding in report["findings"]]

@@ -74,7 +74,8 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
         shown = data_audit.interval(score)
         text = f"the network tells the classes without lungs: shortcut score {shown}"
         findings.append({"kind": "shortcuts", "text": text})
-    return {"shortcuts": found, "verdict": result["verdict"], "findings": findings}
+    told = {"verdict": result["verdict"], "test_looks": result["test_looks"]}
+    return {"shortcuts": found, "findings": findings} | told
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -84,7 +85,8 @@ def summary(report: dict[str, Any]) -> str:
     if not lines:
         lines = [f"nothing found in {n} images"]
     if "verdict" in report:
-        lines.append(report["verdict"])
+        looks = f"test split read {report['test_looks']} time(s) so far"
+        lines += [report["verdict"], looks]
     return "\n".join(lines)
 
 

@@ -110,7 +110,9 @@ def _run(argv: Sequence[str]) -> int:
             segment=lungs.masks,
         )
         log.write_json(out / "summary.json", summary)
-    print("\n".join([*summary["sentences"], f"{summary['n']} images explained; see {out}"]))
+    looks = f"test split read {summary['test_looks']} time(s) so far"
+    last = f"{summary['n']} images explained; see {out}; {looks}"
+    print("\n".join([*summary["sentences"], last]))
     return 0
 
 

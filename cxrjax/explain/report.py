@@ -42,8 +42,9 @@ def write(
         raise predictions.untested(run.folder)
     checker = checks.prepare(run, plan, method, stage, split)
     data = run.data()
+    looks = dataset.test_looks(data)
     if split == "test":
-        dataset.record_test_look(data, f"explain {run.folder}")
+        looks = dataset.record_test_look(data, f"explain {run.folder}")
     positions = data.splits[split]
     images = np.asarray(data.store.images[positions])
     probabilities, raw = checker.own(images)
@@ -61,6 +62,7 @@ def write(
         "method": method,
         "stage": stage or run.spec.cam_layer,
         "n": len(found.labels),
+        "test_looks": looks,
     }
     if not len(found.labels):
         log.write_text(out / "explanations.jsonl", "")
