@@ -38,12 +38,14 @@ def _no_network():
         yield
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """Stores and weights of a test never mix with the user's."""
-    monkeypatch.setenv("CXRJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    monkeypatch.delenv("CXRJAX_DATA", raising=False)
-    monkeypatch.delenv("CXRJAX_WEIGHTS", raising=False)
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Stores and weights of a test, and of what modules share, never mix with the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXRJAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.delenv("CXRJAX_DATA", raising=False)
+        patch.delenv("CXRJAX_WEIGHTS", raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
