@@ -147,4 +147,4 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 
 def test_a_command_needs_a_name():
     done = subprocess.run([sys.executable, "-m", "cxrjax.data"], capture_output=True, text=True)
-    assert done.returncode == 2 and "usage" in done.stderr
+    assert done.returncode == 2 and "required: COMMAND" in done.stderr
