@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from cxrjax.decision import Diagnostic, Setting
 from cxrjax.errors import MALFORMED, UserError, reason
 from cxrjax.predictions import Run, Split
 
+Rates = Mapping[str, Mapping[str, Any]]  # sensitivity and specificity, each {value, low, high, n}
 _PREVALENCES = np.linspace(0, 1, 51)
 _THRESHOLDS = np.arange(1, 100) / 100
 
@@ -64,35 +65,37 @@ def make(run: Run, disease: int, assumed: argparse.Namespace) -> dict[str, Any]:
         "xray": rates | _predictive_values(xray, each, rates, prevalence, len(sick)),
         "pcr": {"ppv": pcr_ppv, "npv": pcr_npv},
         "report": _as_reported(Diagnostic(accuracy, np.nan, assumed.xray_cost), pcr, at),
-        "corrected": _corrected(xray, each, pcr, at, len(sick)),
+        "corrected": _corrected(xray, each, rates, pcr, at, len(sick)),
         "decision_curve": _curve(run, test, disease, assumed),
     }
 
 
 def _predictive_values(
-    xray: Diagnostic,
-    drawn: Diagnostic,
-    rates: Mapping[str, Mapping[str, float]],
-    prevalence: float,
-    n: int,
+    xray: Diagnostic, drawn: Diagnostic, rates: Rates, prevalence: float, n: int
 ) -> dict[str, Any]:
-    """`ppv` and `npv`, as uncertain as the interval of either rate makes them at the least."""
     of = decision.predictive_values
-    bounds = np.array(
-        [
-            of(replace(xray, **{rate: rates[rate][bound]}), prevalence)
-            for rate in rates
-            for bound in ("low", "high")
-        ]
-    )
-    found = {}
-    for k, name in enumerate(("ppv", "npv")):
-        entry = bootstrap.entry(of(xray, prevalence)[k], of(drawn, prevalence)[k], n)
-        if entry["low"] is not None:
-            low, high = np.nanmin(bounds[:, k]), np.nanmax(bounds[:, k])
-            entry |= {"low": min(entry["low"], float(low)), "high": max(entry["high"], float(high))}
-        found[name] = entry
-    return found
+    ends = _at_ends(xray, rates, lambda test: of(test, prevalence))
+    found = zip(of(xray, prevalence), of(drawn, prevalence), ends.T, strict=True)
+    return {name: _entry(*each, n) for name, each in zip(("ppv", "npv"), found, strict=True)}
+
+
+def _at_ends(xray: Diagnostic, rates: Rates, of: Callable[[Diagnostic], Any]) -> np.ndarray:
+    """What `of` makes of the test where one of its rates is at an end of its interval: [4, ...]."""
+    ends = [(rate, rates[rate][end]) for rate in rates for end in ("low", "high")]
+    return np.array([of(replace(xray, **{rate: value})) for rate, value in ends])
+
+
+def _entry(value: Any, drawn: np.ndarray, ends: np.ndarray, n: int) -> dict[str, Any]:
+    """{value, low, high, n}, at least as uncertain as either rate makes it, see `bootstrap.share`.
+
+    Args:
+      ends: float [4], see `_at_ends`.
+    """
+    entry = bootstrap.entry(value, drawn, n)
+    if entry["low"] is None:
+        return entry
+    low, high = float(np.nanmin(ends)), float(np.nanmax(ends))
+    return entry | {"low": min(entry["low"], low), "high": max(entry["high"], high)}
 
 
 def _as_reported(xray: Diagnostic, pcr: Diagnostic, at: Setting) -> dict[str, Any]:
@@ -115,22 +118,24 @@ def _as_reported(xray: Diagnostic, pcr: Diagnostic, at: Setting) -> dict[str, An
 
 
 def _corrected(
-    xray: Diagnostic, drawn: Diagnostic, pcr: Diagnostic, at: Setting, n: int
+    xray: Diagnostic, drawn: Diagnostic, rates: Rates, pcr: Diagnostic, at: Setting, n: int
 ) -> dict[str, Any]:
     swept = Setting(_PREVALENCES[None], at.value, at.cost_weight, at.false_positive_cost)
     column = Diagnostic(drawn.sensitivity[:, None], drawn.specificity[:, None], drawn.cost)
     over = decision.corrected_net_benefit(column, swept)
     over_value = decision.corrected_net_benefit(xray, swept)[0]
+    over_ends = _at_ends(xray, rates, lambda test: decision.corrected_net_benefit(test, swept)[0])
     value, spread = (decision.corrected_net_benefit(of, at) for of in (xray, drawn))
+    ends = _at_ends(xray, rates, lambda test: decision.corrected_net_benefit(test, at))
     comparator = decision.corrected_net_benefit(pcr, at)
-    difference = bootstrap.entry(value - comparator, spread - comparator, n)
+    difference = _entry(value - comparator, spread - comparator, ends - comparator, n)
     finding = "not distinguishable"
     if difference["low"] > 0:
         finding = "the X-ray is worth more"
     elif difference["high"] < 0:
         finding = "PCR is worth more"
     return {
-        "xray": bootstrap.entry(value, spread, n),
+        "xray": _entry(value, spread, ends, n),
         "pcr": comparator,
         "difference": difference,
         "finding": finding,
@@ -138,7 +143,8 @@ def _corrected(
         "over_prevalence": {
             "prevalence": _PREVALENCES.tolist(),
             "xray": [
-                bootstrap.entry(over_value[k], over[:, k], n) for k in range(len(_PREVALENCES))
+                _entry(over_value[k], over[:, k], over_ends[:, k], n)
+                for k in range(len(_PREVALENCES))
             ],
             "pcr": decision.corrected_net_benefit(pcr, swept)[0].tolist(),
         },

@@ -10,22 +10,23 @@ CLASSES = ("COVID", "Normal", "Viral Pneumonia")
 AIMS = uncertainty.Aims(0.9, 0.9, 0.95)
 
 
-def split(n, quality, seed, prefix="image", luck=0):
+def split(n, quality, seed, prefix="image", luck=0, lift=2.5):
     """Predictions that are right with a chance of `quality`, and too sure of themselves."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, n)
     told = np.where(np.random.default_rng(luck).uniform(size=n) < quality, labels, (labels + 1) % 3)
     z = rng.normal(size=(n, 3))
-    z[np.arange(n), told] += 2.5
+    z[np.arange(n), told] += lift
     names = tuple(f"{prefix}-{i}.png" for i in range(n))
     probabilities = np.float32(calibration.scaled(np.exp(z), 0.5))
     return predictions.Split(np.arange(n), names, labels, probabilities, np.arange(n) // 2)
 
 
-def make(folder, quality=0.9, n=160, classes=CLASSES, cache=None, luck=0, **changes):
+def make(folder, quality=0.9, n=160, classes=CLASSES, cache=None, luck=0, lift=2.5, **changes):
     """Writes result.json, predictions.csv, groups.json, calibration.json and config.json."""
     folder.mkdir()
-    splits = {"validation": split(90, quality, 1), "test": split(n, quality, 2, luck=luck)}
+    test = split(n, quality, 2, luck=luck, lift=lift)
+    splits = {"validation": split(90, quality, 1, lift=lift), "test": test}
     predictions.write(folder, splits, classes)
     found = {
         name: metrics.evaluate(of.labels, of.probabilities, classes, of.groups, 100)

@@ -50,6 +50,22 @@ def test_the_page_holds_the_reports_arithmetic_and_its_correction(run, capsys):
         assert min(image.size) > 300
 
 
+def test_without_a_mistake_nothing_is_certain(tmp_path):
+    faultless = make(tmp_path / "run", 1.0, lift=9)
+    command(faultless, "--prevalence", "0.1")
+    found = json.loads((faultless / "decision.json").read_text())
+    xray, low = found["xray"], found["xray"]["specificity"]["low"]
+    assert xray["sensitivity"]["value"] == xray["specificity"]["value"] == 1 and low < 1
+    assert xray["ppv"]["value"] == xray["ppv"]["high"] == 1
+    assert xray["ppv"]["low"] == pytest.approx(0.1 / (0.1 + 0.9 * (1 - low)))
+    missed = 0.1 * (1 - xray["sensitivity"]["low"])
+    assert xray["npv"]["low"] == pytest.approx(0.9 / (0.9 + missed))
+    for entry in (found["corrected"]["xray"], found["corrected"]["difference"]):
+        assert entry["low"] < entry["value"] <= entry["high"]
+    over = found["corrected"]["over_prevalence"]["xray"]
+    assert all(entry["low"] < entry["value"] for entry in over)
+
+
 def test_the_answer_turns_with_the_assumptions(run):
     command(run, "--pcr-cost", "0", "--xray-cost", "50")
     found = json.loads((run / "decision.json").read_text())
