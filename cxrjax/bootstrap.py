@@ -220,7 +220,7 @@ def mean(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> d
 
 
 def rate(hits: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
-    """`mean` of hits, bool [N], with the interval of a `share`."""
+    """`mean` of hits, bool or 0 and 1 [N], with the interval of a `share`."""
     found = mean(hits.astype(float), groups, resamples, seed)
     low, high = widened(found["value"], found["low"], found["high"], len(np.unique(groups)))
     return found | {"low": float(low), "high": float(high)}

@@ -118,10 +118,11 @@ def network(
         stage=classifier.last_frozen_stage(model, layers),
         remat=config.train.remat,
     )
-    origin = start and start.provenance
-    if start is not None and start.folder == workdir:  # its own checkpoint, on resuming
-        origin = start.contract.get("start_from")
-    return model, recipe, Variables(trainable, frozen, batch_stats, source, origin)
+    begun = None
+    if start is not None:  # on resuming it is the run's own checkpoint
+        own = start.folder == workdir
+        begun = start.contract.get("start_from") if own else start.provenance
+    return model, recipe, Variables(trainable, frozen, batch_stats, source, begun)
 
 
 def check_steps(config: Config, data: Dataset) -> None:

@@ -121,27 +121,50 @@ def decision_curve(
     found, alarms = treated & disease[:, None], treated & ~disease[:, None]
     kinds = np.stack([disease, ~disease], axis=1)
     summed = np.concatenate([found, alarms, kinds], axis=1).astype(float)
-    t = len(thresholds)
 
-    def benefit(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        sick, well = total[:, -2:-1], total[:, -1:]
-        chance = sick / (sick + well) if prevalence is None else prevalence
-        with np.errstate(invalid="ignore"):
-            rates = total[:, :t] / sick, total[:, t : 2 * t] / well
-        model = curve_net_benefit(*rates, chance, thresholds[None])
-        return model, curve_net_benefit(1.0, 1.0, chance, thresholds[None])
+    def benefit(sensitivity: Any, false_positive_rate: Any, chance: Any) -> np.ndarray:
+        return curve_net_benefit(sensitivity, false_positive_rate, chance, thresholds[None])
 
-    value, treat_all = (part[0] for part in benefit(summed.sum(axis=0)[None]))
-    drawn, drawn_all = benefit(bootstrap.totals(summed, groups, resamples, seed))
-    entries = [bootstrap.entry(value[k], drawn[:, k], len(risk)) for k in range(t)]
-    margin = bootstrap.interval(drawn - np.maximum(drawn_all, 0))[0]
+    own = _rates(summed.sum(axis=0)[None], prevalence)
+    drawn = _rates(bootstrap.totals(summed, groups, resamples, seed), prevalence)
+    # At least as uncertain as either rate alone, see `bootstrap.share`.
+    counts = bootstrap.count_groups(groups, kinds)
+    found, alarmed = (_ends(own[i][0], drawn[i], counts[i]) for i in (0, 1))
+    reach = np.concatenate([benefit(found, own[1], own[2]), benefit(own[0], alarmed, own[2])])
+    value, of_draws, treat_all = benefit(*own)[0], benefit(*drawn), benefit(1.0, 1.0, own[2])[0]
+    low, high = bootstrap.interval(of_draws)
+    low, high = np.fmin(low, reach.min(axis=0)), np.fmax(high, reach.max(axis=0))
+    margin = bootstrap.interval(of_draws - np.maximum(benefit(1.0, 1.0, drawn[2]), 0))[0]
+    margin = np.fmin(margin, reach.min(axis=0) - np.maximum(treat_all, 0))
     return {
         "threshold": thresholds.tolist(),
-        "model": entries,
-        "all": np.broadcast_to(treat_all, [t]).tolist(),
-        "none": [0.0] * t,
+        "model": [
+            {"value": float(value[k]), "low": float(low[k]), "high": float(high[k]), "n": len(risk)}
+            for k in range(len(thresholds))
+        ],
+        "all": np.broadcast_to(treat_all, value.shape).tolist(),
+        "none": [0.0] * len(thresholds),
         "useful": (margin > 0).tolist(),
     }
+
+
+def _rates(total: np.ndarray, prevalence: float | None) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Sensitivity and false-positive rate at T thresholds, [R, T] each, and the prevalence.
+
+    Args:
+      total: float [R, 2 T + 2], found and alarmed at each threshold; all with the disease, without.
+    """
+    sick, well = total[:, -2:-1], total[:, -1:]
+    found, alarmed = np.split(total[:, :-2], 2, axis=1)
+    with np.errstate(invalid="ignore"):
+        chance = sick / (sick + well) if prevalence is None else prevalence
+        return found / sick, alarmed / well, chance
+
+
+def _ends(rate: np.ndarray, drawn: np.ndarray, groups: int) -> np.ndarray:
+    """The intervals of shares [T], drawn [R, T], of that many groups: [2, T]."""
+    entries = [bootstrap.share(rate[k], drawn[:, k], 0, groups) for k in range(len(rate))]
+    return np.array([[entry[end] for entry in entries] for end in ("low", "high")])
 
 
 def rates_of(

@@ -80,7 +80,8 @@ class Training:
         """Goes on from the newest checkpoint, if there is one.
 
         Raises:
-          UserError: when it is of other data, another split or another input, or damaged.
+          UserError: when it is damaged, or of other data, another split, other pretrained weights
+            or another normalisation.
         """
         newest = self.checkpoints.latest()
         if newest is None:

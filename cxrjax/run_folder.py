@@ -34,10 +34,13 @@ def _absolute(place: str) -> str:
     return os.path.abspath(os.path.expanduser(place))
 
 
-def _placed_fields(config: Config) -> dict[str, Any]:
-    placed = config.copy_and_resolve_references()
-    keep_places(placed)
-    return config_lib.fields(placed)
+def _identity(config: Config) -> dict[str, Any]:
+    """The fields by which a run is known: a weight file by its name, as folders are moved.
+
+    What the file holds is compared on resuming, `trained.check_same_input`.
+    """
+    fields = config_lib.fields(config)
+    return fields | {"model.weights": os.path.basename(config.model.weights)}
 
 
 class RunFolder:
@@ -134,9 +137,7 @@ class RunFolder:
                 )
         if not self.config_file.is_file() or not self._is_begun():
             return  # nothing is lost by another configuration
-        # Older versions kept some paths as they were given.
-        old = _placed_fields(config_lib.load(str(self.config_file)))
-        new = _placed_fields(config)
+        old, new = _identity(config_lib.load(str(self.config_file))), _identity(config)
         if config.eval.test:
             old["eval.test"] = True  # what was not tested may be, later
         changed = [f"{f} was {old[f]!r}, now {new[f]!r}" for f in new if old[f] != new[f]]

@@ -150,7 +150,13 @@ def _runs(folder: Path, best: Mapping[str, Any], protocol: str) -> list[Path]:
 
     names = (f"{protocol}_first", f"{protocol}_fine_tuned")
     place = finish.place(folder, best["winner"])
-    return [place / name for name in names if (place / name).is_dir()]
+    runs = [place / name for name in names if (place / name).is_dir()]
+    if not runs:
+        raise UserError(
+            f"{folder} holds no run of its winner by the protocol {protocol}; repeat the sweep "
+            "with --config.sweep.finish=both."
+        )
+    return runs
 
 
 def rows_of(part: str, folder: Path, best: Mapping[str, Any]) -> list[Row]:

@@ -96,9 +96,12 @@ def test_decision_curves_are_those_of_dcurves(prevalence):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_decision_curves_and_their_intervals_are_those_of_plain_counting(grouped):
-    risk, ill = patients(120)
-    groups = np.arange(120) // 2 if grouped else np.arange(120)
-    thresholds = np.array([0.0005, 0.3, 0.7])
+    risk, ill = patients(480)
+    groups = np.arange(480) // 2 if grouped else np.arange(480)
+    thresholds = np.array([0.4, 0.45, 0.5])
+    for t in thresholds:  # so many right and wrong that no interval is widened
+        each = [(ill == kind) & ((risk >= t) == told) for kind in (0, 1) for told in (0, 1)]
+        assert min(len(np.unique(groups[cell])) for cell in each) > 18
     found = decision.decision_curve(risk, ill, groups, thresholds, 150, 4)
 
     def plain(r, d, t):
@@ -109,11 +112,23 @@ def test_decision_curves_and_their_intervals_are_those_of_plain_counting(grouped
     drawn = np.concatenate(list(bootstrap.weights(groups, 150, 4))).astype(int)
     for k, t in enumerate(thresholds):
         assert found["model"][k]["value"] == pytest.approx(plain(risk, ill, t))
-        assert found["all"][k] == pytest.approx(plain(np.ones(120), ill, t))
+        assert found["all"][k] == pytest.approx(plain(np.ones(480), ill, t))
         values = [plain(np.repeat(risk, w), np.repeat(ill, w), t) for w in drawn]
         wanted = np.percentile(values, [2.5, 97.5])
         got = found["model"][k]
         assert [got["low"], got["high"]] == pytest.approx(list(wanted))
+
+
+def test_a_curve_without_a_mistake_is_not_certain():
+    ill = np.arange(12) < 6
+    thresholds = np.array([0.1, 0.5])
+    risk, groups = np.where(ill, 0.9, 0.05), np.arange(12)
+    found = decision.decision_curve(risk, ill, groups, thresholds, 100, 0, prevalence=0.5)
+    worst = 0.025 ** (1 / 6)  # Clopper and Pearson of 6 of 6
+    for entry, t in zip(found["model"], thresholds, strict=True):
+        alarms = 0.5 - 0.5 * (1 - worst) * t / (1 - t)
+        assert entry["value"] == pytest.approx(0.5)
+        assert entry["low"] == pytest.approx(min(0.5 * worst, alarms))
     assert found["useful"][1] and not found["useful"][0]  # at first all are treated
 
 

@@ -77,6 +77,12 @@ def entry(value, low, high):
     return {"value": value, "low": low, "high": high, "n": 9}
 
 
+def test_a_share_of_hits_is_not_certain_where_all_are():
+    found = scores.mean_interval(np.ones(12), np.arange(12))
+    assert (found["value"], found["high"], found["n"]) == (1, 1, 12)
+    assert found["low"] == pytest.approx(0.025 ** (1 / 12))
+
+
 def test_sentences_claim_only_what_intervals_support():
     even = entry(0.4, 0.4, 0.4)
     share = {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cxrjax import config, loop, trained
+from cxrjax.data import dataset
 from cxrjax.data import ledger as looks
 from cxrjax.sweep import __main__ as command
 from cxrjax.sweep import finish, grid, job, search
@@ -131,6 +132,13 @@ def test_mistakes_are_one_sentence(file, tmp_path, capsys, arguments, words):
     assert words in message
     assert "Traceback" not in message
     assert not (workdir / "trials.jsonl").exists()
+
+
+def test_every_network_is_looked_at_before_any_image(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dataset, "prepare", lambda config: pytest.fail("images were prepared"))
+    arguments = ["--config", file(), "--workdir", str(tmp_path / "run")]
+    assert command.main([*arguments, "--grid.model.name=baseline,densnet121"]) == 2
+    assert "densenet121" in capsys.readouterr().err
 
 
 def test_a_ledger_of_other_data_is_refused(file, tmp_path, capsys):

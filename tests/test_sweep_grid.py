@@ -58,6 +58,17 @@ def test_a_weight_file_of_the_grid_may_be_named_from_anywhere(tmp_path, monkeypa
     ]  # fmt: skip
 
 
+def test_a_weight_file_counts_by_what_it_holds(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"2")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "w.npz").write_bytes(content)
+    a, b, c = (
+        expanded({"model.weights": (str(tmp_path / name / "w.npz"),)}).points[0].key
+        for name in "abc"
+    )
+    assert a == b != c
+
+
 def test_points_are_the_product_of_the_values_and_the_seeds():
     sweep = expanded(HEADS, sweep__seeds=2, seed=5)
     assert len(sweep.points) == 54
@@ -103,6 +114,7 @@ def test_an_unfinished_sweep_outlives_new_options():
         ({"train.momentum": (0.0, 0.9)}, "the point train.momentum=0.9"),
         ({"seed": (1, 2)}, "sweep.seeds"),
         ({"sweep.seeds": (1, 2)}, "cannot be varied"),
+        ({"eval.coverage": (0.8, 0.9)}, "cannot be varied"),
         ({"data.dir": ("a", "b")}, "cannot be varied"),
         ({"seed": (1,), "model.filters": (8,)}, "sweep.seeds"),
         ({5: (1,)}, "the grid's 5 names no config field"),

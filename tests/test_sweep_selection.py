@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sweep_records import entry, key, record
 
+from cxrjax import bootstrap
 from cxrjax.sweep import selection
 from cxrjax.sweep.selection import optimism, ranking
 
@@ -128,6 +129,16 @@ def test_no_optimism_without_a_choice():
         assert found["corrected"] == pytest.approx(found["apparent"]["value"], abs=0.004)
         assert (found["winner"], found["not_distinguishable"]) == (0, 0)
         assert found["optimism"]["low"] < -0.02 and found["optimism"]["high"] > 0.02
+
+
+def test_a_winner_without_a_mistake_is_not_certain():
+    correct = np.ones([3, 20])
+    correct[1:, :4] = 0
+    found = selection.optimism(correct, np.arange(20), 200, 0)
+    assert found["apparent"] == bootstrap.rate(correct[0], np.arange(20), 200, 0)
+    least = 0.025 ** (1 / 20)
+    assert found["apparent"]["low"] == pytest.approx(least)
+    assert found["corrected_interval"] == pytest.approx([least, 1])
 
 
 def test_spread_trials_are_not_corrected_too_little_and_the_winner_is_in_the_interval():

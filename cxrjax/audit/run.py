@@ -43,7 +43,8 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
     """Audits a finished run's network on the test split; its result.json gets verdict and looks.
 
     Returns:
-      `shortcuts`, see `shortcuts.measure`, `verdict`, and `findings` as those of the data.
+      `shortcuts`, see `shortcuts.measure`, `verdict`, `test_looks`, and `findings` as those of the
+      data.
     Raises:
       UserError: when the run is not finished or was trained on other data.
     """

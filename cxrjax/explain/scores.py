@@ -82,13 +82,15 @@ def mean_interval(values: np.ndarray, groups: np.ndarray, seed: int = 0) -> dict
       values: float [N]; NaN is left out.
       groups: int [N], equal for images that are not independent.
     Returns:
-      {value, low, high, n}; None where nothing is known, no interval from a single group.
+      {value, low, high, n}; None where nothing is known, no interval from a single group. Where
+      all values are 0 or 1 the mean is a share of hits, see `bootstrap.share`.
     """
     known = np.isfinite(values)
     values, groups = values[known], groups[known]
     if not len(values):
         return {"value": None, "low": None, "high": None, "n": 0}
-    found = bootstrap.mean(values, groups, _RESAMPLES, seed)
+    hits = np.isin(values, (0, 1)).all()
+    found = (bootstrap.rate if hits else bootstrap.mean)(values, groups, _RESAMPLES, seed)
     return found if len(np.unique(groups)) > 1 else found | {"low": None, "high": None}
 
 

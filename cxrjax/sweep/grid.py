@@ -15,6 +15,7 @@ from typing import Any
 from cxrjax import config as config_lib
 from cxrjax.config import Config
 from cxrjax.errors import UserError
+from cxrjax.models import download
 from cxrjax.run_folder import PLACES, keep_places
 
 Grid = dict[str, tuple[Any, ...]]  # dotted field -> its values, in the order given
@@ -130,7 +131,7 @@ def expand(config: Config, grid: Mapping[str, Sequence[Any]], where: str) -> Swe
                 f"{where}: the grid's {field!r} names no config field; give a name such as "
                 "'train.epochs'."
             )
-        if field.startswith("sweep.") or field in PLACES:
+        if field.startswith("sweep.") or field in (*PLACES, *_AFTERWARDS):
             raise UserError(f"{where}: {field} cannot be varied by a grid; take it out.")
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise UserError(
@@ -193,14 +194,28 @@ def _point(config: Config, values: dict[str, Any], seed: int) -> Point:
     return Point(_key(own), values, seed, own)
 
 
+@functools.cache
+def _content(weights: str) -> str:
+    """Config field model.weights, a file by its SHA-256; a file that is missing is told later."""
+    if weights in ("none", "imagenet"):
+        return weights
+    try:
+        return f"sha256:{download.digest(Path(weights), 'sha256')}"
+    except (OSError, ValueError):
+        return weights
+
+
 def _key(config: Config) -> str:
     """Of all that decides a trial's result. Options that are off do not: keys, and so unfinished
     sweeps, outlive the version that an option came with. What only the winner's runs are asked
     counts as it is by default."""
     defaults = config_lib.fields(config_lib.default())
     off = {field: defaults[field] for field in config_lib.TRAIN_OPTIONS}
+    # A weight file is what it holds, wherever it lies.
+    known = {field: defaults[field] for field in _AFTERWARDS}
+    known["model.weights"] = _content(config.model.weights)
     told = {
-        field: defaults[field] if field in _AFTERWARDS else value
+        field: known.get(field, value)
         for field, value in config_lib.fields(config).items()
         if field not in PLACES and not field.startswith("sweep.") and off.get(field) != value
     }

@@ -70,13 +70,17 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
         optimizer, trials that would be judged on different validation images, or a ledger of other
         data.
     """
+    for point in sweep.points:  # what is missing is told before weights are downloaded
+        dataset.located(point.config.data)
     origins: dict[str, str | None] = {}
+    for config in {str(p.config.model.to_dict()): p.config for p in sweep.points}.values():
+        build.check(config)
+        is_frozen(config)  # a number of layers the network does not have
+    for point in sweep.points:
+        if (name := _start(point.config)) not in origins:
+            origins[name] = build.origin(point.config)
     digests = set()
     for point in sweep.points:
-        dataset.located(point.config.data)  # told before weights are downloaded
-        if (name := _network(point)) not in origins:
-            origins[name] = build.origin(point.config)
-            is_frozen(point.config)  # a number of layers the network does not have
         data = data_of(point.config)
         build.check_steps(point.config, data)
         digests.add(digest(data))
@@ -96,7 +100,7 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
                 "now; point --config.data.dir at the original data or choose another --workdir."
             )
         # Ledgers of older versions do not say.
-        if record.get("start", now := origins[_network(points[key])]) != now:
+        if record.get("start", now := origins[_start(points[key].config)]) != now:
             raise UserError(
                 f"{ledger.file} holds trials that started with other weights than those found now "
                 "under the same name (model.weights, train.start_from); restore them or choose "
@@ -105,9 +109,9 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
     return found
 
 
-def _network(point: Point) -> str:
-    """Equal for points whose networks start alike."""
-    return f"{point.config.model.to_dict()} {point.config.train.start_from}"
+def _start(config: Config) -> str:
+    """Equal for configurations that take their first arrays from one file or run."""
+    return f"{config.train.start_from} {config.model.name} {config.model.weights}"
 
 
 def make_plan(points: Sequence[Point], done: set[str], meter: Meter) -> tuple[Unit, ...]:

@@ -153,22 +153,25 @@ def optimism(correct: np.ndarray, groups: np.ndarray, resamples: int, seed: int)
     found = {
         "trials": len(correct),
         "winner": winner,
-        "apparent": bootstrap.entry(apparent, own, n),
+        "apparent": bootstrap.share(apparent, own, n, g),
         "retest": bootstrap.entry(retest, again, n),
         "optimism": bootstrap.entry(flatters, chance + flatters, n),
     }
     strays = drawn - reached
     ahead = np.percentile(strays.max(axis=1, keepdims=True) - strays, 95, axis=0)
     others = int(np.sum(apparent - reached <= ahead)) - 1
-    return found | _corrected(apparent, found["optimism"]) | {"not_distinguishable": others}
+    return found | _corrected(apparent, found["optimism"], g) | {"not_distinguishable": others}
 
 
-def _corrected(apparent: float, by: Mapping[str, Any]) -> dict[str, Any]:
-    """`corrected` and `corrected_interval` of `optimism`."""
+def _corrected(apparent: float, by: Mapping[str, Any], groups: int) -> dict[str, Any]:
+    """`corrected` and `corrected_interval` of `optimism`; `groups` as for `bootstrap.share`."""
     if by["value"] is None:
         return {"corrected": None, "corrected_interval": [None, None]}
-    bounds = [min(max(apparent - by[bound], 0.0), 1.0) for bound in ("high", "low")]
-    return {"corrected": apparent - by["value"], "corrected_interval": bounds}
+    corrected = apparent - by["value"]
+    low, high = (apparent - by[bound] for bound in ("high", "low"))
+    low, high = bootstrap.widened(min(max(corrected, 0.0), 1.0), low, high, groups)
+    bounds = [min(max(float(bound), 0.0), 1.0) for bound in (low, high)]
+    return {"corrected": corrected, "corrected_interval": bounds}
 
 
 def _searches(
