@@ -169,6 +169,10 @@ def entry(value: Any, drawn: np.ndarray, n: int) -> dict[str, Any]:
       n: the examples it rests on.
     """
     low, high = interval(drawn)
+    return _told(value, low, high, n)
+
+
+def _told(value: Any, low: Any, high: Any, n: int) -> dict[str, Any]:
     return {"value": number(value), "low": number(low), "high": number(high), "n": int(n)}
 
 
@@ -179,8 +183,7 @@ def share(value: Any, drawn: np.ndarray, n: int, groups: int) -> dict[str, Any]:
       groups: how many groups hold an example that the share is of; see `widened`.
     """
     low, high = interval(drawn)
-    low, high = widened(value, low, high, groups)
-    return {"value": number(value), "low": number(low), "high": number(high), "n": int(n)}
+    return _told(value, *widened(value, low, high, groups), n)
 
 
 def widened(value: Any, low: Any, high: Any, groups: int) -> tuple[Any, Any]:
@@ -222,8 +225,8 @@ def mean(values: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> d
 def rate(hits: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
     """`mean` of hits, bool or 0 and 1 [N], with the interval of a `share`."""
     found = mean(hits.astype(float), groups, resamples, seed)
-    low, high = widened(found["value"], found["low"], found["high"], len(np.unique(groups)))
-    return found | {"low": float(low), "high": float(high)}
+    bounds = widened(found["value"], found["low"], found["high"], len(np.unique(groups)))
+    return _told(found["value"], *bounds, found["n"])
 
 
 def number(value: Any) -> float | None:

@@ -11,6 +11,7 @@ from cxrjax.audit import data_audit, figures, shortcuts
 from cxrjax.config import Config
 from cxrjax.data import dataset
 from cxrjax.data.dataset import Dataset
+from cxrjax.data.ledger import Looks
 from cxrjax.errors import UserError, writing
 
 
@@ -86,8 +87,7 @@ def summary(report: dict[str, Any]) -> str:
     if not lines:
         lines = [f"nothing found in {n} images"]
     if "verdict" in report:
-        looks = f"test split read {report['test_looks']} time(s) so far"
-        lines += [report["verdict"], looks]
+        lines += [report["verdict"], str(Looks(report["test_looks"], 0))]
     return "\n".join(lines)
 
 

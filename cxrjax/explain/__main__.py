@@ -77,6 +77,7 @@ def _run(argv: Sequence[str]) -> int:
 
     from cxrjax import config as config_lib
     from cxrjax import log, lungs, runtime, trained
+    from cxrjax.data.ledger import Looks
     from cxrjax.errors import UserError, writing
     from cxrjax.explain import checks, report
 
@@ -110,7 +111,7 @@ def _run(argv: Sequence[str]) -> int:
             segment=lungs.masks,
         )
         log.write_json(out / "summary.json", summary)
-    looks = f"test split read {summary['test_looks']} time(s) so far"
+    looks = Looks(summary["test_looks"], 0)
     last = f"{summary['n']} images explained; see {out}; {looks}"
     print("\n".join([*summary["sentences"], last]))
     return 0
