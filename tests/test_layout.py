@@ -3,9 +3,9 @@
 import os
 
 import pytest
+from film_files import lay_out, png
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sources import lay_out, png
 
 from cxrjax.data import folder
 from cxrjax.data.folder import layout, open_folder, place

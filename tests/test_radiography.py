@@ -1,7 +1,7 @@
 """The Radiography Database in its releases: archive, folder, metadata, masks, errors."""
 
 import pytest
-from test_sources import TWO, lay_out, pack, png, xlsx
+from film_files import TWO, lay_out, pack, png, xlsx
 
 from cxrjax.data.folder import open_folder
 from cxrjax.data.radiography import CLASSES, open_radiography

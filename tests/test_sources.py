@@ -1,62 +1,18 @@
-"""Data sets in folders and archives: labels, parts, metadata, masks, errors."""
+"""Data sets in folders and archives: labels, parts, masks, errors."""
 
 import errno
-import io
 import os
-import zipfile
 
 import numpy as np
-import openpyxl
 import pytest
-from PIL import Image
+from film_files import TWO, lay_out, pack, png, summary
 
-from cxrjax.data import sources
 from cxrjax.data.folder import open_folder
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.radiography import open_radiography
 from cxrjax.data.sources import open_files
 from cxrjax.errors import UserError
 from cxrjax.threads import in_order
-
-
-def png(level, size=8, mode="L"):
-    file = io.BytesIO()
-    Image.new("L", (size, size), level).convert(mode).save(file, "PNG")
-    return file.getvalue()
-
-
-def lay_out(root, files):
-    for name, data in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return root
-
-
-def pack(path, files, method=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", method) as packed:
-        for name, data in files.items():
-            packed.writestr(name, data)
-    return path
-
-
-def xlsx(rows):
-    book = openpyxl.Workbook()
-    for row in rows:
-        book.active.append(row)
-    file = io.BytesIO()
-    book.save(file)
-    return file.getvalue()
-
-
-TWO = {"A/1.png": png(10), "A/2.png": png(20), "B/1.png": png(30)}
-
-
-def summary(source):
-    return [(r.name, source.classes[r.label], r.split) for r in source.records]
-
-
-# --- folder ---
 
 
 def test_folder_and_archive_give_the_same(tmp_path):
@@ -166,60 +122,6 @@ def test_lesions_are_neither_images_nor_lung_masks(tmp_path):
         open_folder(lay_out(tmp_path / "alone", alone))
     # A class may be called so.
     assert open_folder(lay_out(tmp_path / "b", {"lesions/1.png": png(1), "none/1.png": png(2)}))
-
-
-def test_metadata_by_path_name_and_stem(tmp_path):
-    rows = [
-        "\ufeffFile, Patient_ID ,SOURCE",
-        "A/1.png,p1,here",
-        "2,p2,",
-        "B\\1.PNG,,there",
-        "c,p9,x",
-    ]
-    table = "\n".join(rows)
-    source = open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
-    assert [(r.patient, r.source) for r in source.records] == [
-        ("p1", "here"), ("p2", None), (None, "there"),
-    ]  # fmt: skip
-
-
-def test_metadata_may_repeat_and_complete_itself(tmp_path):
-    table = "file,patient,source\n2,p2,x\n2,p2,x\nB/1,,y\nB/1.png,p1,\n"
-    source = open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
-    assert [(r.patient, r.source) for r in source.records[1:]] == [("p2", "x"), ("p1", "y")]
-
-
-@pytest.mark.parametrize("place", ["", "set/", "set/films/"])
-def test_metadata_may_lie_beside_a_wrapping_folder(tmp_path, capsys, place):
-    """Paths are from the table's folder, wherever that is; the nearest table is read."""
-    wrapped = {f"set/films/{name}": data for name, data in TWO.items()}
-    films = "set/films/".removeprefix(place)
-    table = f"file,patient\n{films}A/1.png,p1\n{films}A/2,p2\n{films}B/1.png,p3\n"
-    source = open_folder(lay_out(tmp_path / "one", wrapped | {f"{place}metadata.csv": table}))
-    assert [r.patient for r in source.records] == ["p1", "p2", "p3"]
-    assert not capsys.readouterr().err
-    both = {f"{place}Metadata.csv": table, "metadata.csv": "file,patient\n1,other\n"}
-    if place:
-        source = open_folder(pack(tmp_path / "two.zip", wrapped | both))
-        assert [r.patient for r in source.records] == ["p1", "p2", "p3"]
-        assert "ignored metadata.csv" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("header", ["PatientID", "patient_id", "Patient ID", "PATIENT"])
-def test_the_patient_is_found_under_its_usual_names(tmp_path, header):
-    table = f"file,{header},source,Patient Age\n2,p2,x,40\nB/1,,y,50\n"
-    source = open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
-    assert [r.patient for r in source.records] == [None, "p2", None]
-
-
-def test_images_that_metadata_leave_out_are_counted(tmp_path, capsys):
-    table = "file,patient,source\nA/1.png,p1,x\nA/2.png,,x\n"
-    open_folder(lay_out(tmp_path, TWO | {"metadata.csv": table}))
-    said = capsys.readouterr().err
-    assert "metadata.csv gives no patient for 2 of 3 images, as A/2.png" in said
-    assert "metadata.csv gives no source for 1 of 3 images, as B/1.png" in said
-    open_folder(lay_out(tmp_path, {"metadata.csv": "file,patient\n2,q\nA/1,p\nB/1,r\n"}))
-    assert not capsys.readouterr().err
 
 
 def test_in_the_way(tmp_path, capsys):
@@ -340,62 +242,6 @@ def test_a_folder_that_cannot_be_read_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=rf"^{root}/B cannot be read \(Permission denied\)"):
         open_files(root)
-
-
-# --- archives ---
-
-
-def test_archive_members_are_bounded_while_reading(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2 * 2**20)
-    bomb = pack(tmp_path / "bomb.zip", TWO | {"A/bomb.png": b"\0" * (3 * 2**20)})
-    source = open_folder(bomb)
-    source.fingerprint()
-    with pytest.raises(BrokenImage, match="larger than 2 MiB"):
-        source.read(2, 8)
-    # An archive that claims a small size for the same member is not believed either.
-    data = bomb.read_bytes().replace((3 * 2**20).to_bytes(4, "little"), (900).to_bytes(4, "little"))
-    (tmp_path / "lie.zip").write_bytes(data)
-    with pytest.raises(BrokenImage):
-        open_folder(tmp_path / "lie.zip").read(2, 8)
-
-
-def test_damaged_members_are_broken_images(tmp_path):
-    path = pack(tmp_path / "a.zip", TWO, zipfile.ZIP_STORED)
-    data = bytearray(path.read_bytes())
-    data[data.index(b"IDAT") + 5] ^= 255
-    path.write_bytes(data)
-    source = open_folder(path)
-    with pytest.raises(BrokenImage, match="damaged in the archive") as caught:
-        source.read(0, 8)
-    assert caught.value.name == "A/1.png"
-    assert source.read(1, 8)[0, 0] == 20
-    assert source.fingerprint() != open_folder(pack(tmp_path / "b.zip", TWO)).fingerprint()
-
-
-def test_encrypted_archive_says_so(tmp_path):
-    path = pack(tmp_path / "a.zip", TWO)
-    data = bytearray(path.read_bytes())
-    at = data.index(b"PK\x01\x02")
-    data[at + 8] |= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="encrypted"):
-        open_folder(path)
-
-
-def test_hostile_and_foreign_member_names(tmp_path):
-    names = ["../A/0.png", "/abs/../x.png", "A\\1.png", "/A/2.png", "B/1.png", "A/"]
-    path = pack(tmp_path / "a.zip", {n: png(5) if n[-1] != "/" else b"" for n in names})
-    assert [r.name for r in open_folder(path).records] == ["A/1.png", "A/2.png", "B/1.png"]
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.zip"]
-
-
-def test_archive_is_read_from_many_threads(tmp_path):
-    path = pack(tmp_path / "a.zip", {f"{'AB'[i % 2]}/{i:03}.png": png(i) for i in range(200)})
-    source = open_folder(path)
-    expected = [int(r.name[2:5]) for r in source.records]
-    for _ in range(5):
-        levels = in_order(lambda i: int(source.read(i, 8)[3, 3]), 200, what="", unit="")
-        assert list(levels) == expected
 
 
 def test_unreadable_file_in_a_folder(tmp_path):
