@@ -67,13 +67,9 @@ def make_splits(
         if wanted is None and not carve:
             chosen[split] = pool.astype(np.int32)
             continue
-        takes, units = [], _units(pool, labels, groups, names, seed)
-        for label, kind in kinds.items():
-            ours = [unit for unit in units if unit[1] == label]
-            size = sum(len(unit[0]) for unit in ours)
-            quota = wanted[split] if wanted else int(fractions[split] * size + 0.5)
-            takes += _take(ours, quota, split, kind, exactly=wanted is not None)
-        chosen[split] = np.sort(np.array(takes, np.int32))
+        units = _units(pool, labels, groups, names, seed)
+        quota = wanted[split] if wanted else None
+        chosen[split] = _of_each_class(units, kinds, split, quota, fractions.get(split, 0.0))
         if carve:
             parts[chosen[split]] = "taken"
     splits = {split: chosen[split] for split in SPLITS}
@@ -171,6 +167,19 @@ def _units(
         majority = min(count, key=lambda label: (-count[label], label))
         units[key] = (np.array(positions), majority)
     return [units[key] for key in sorted(units)]
+
+
+def _of_each_class(
+    units: list[Unit], kinds: Mapping[int, str], split: str, quota: int | None, fraction: float
+) -> np.ndarray:
+    """Sorted positions, int32: of each class exactly the quota or, without one, a fraction."""
+    takes = []
+    for label, kind in kinds.items():
+        ours = [unit for unit in units if unit[1] == label]
+        size = sum(len(positions) for positions, _ in ours)
+        count = int(fraction * size + 0.5) if quota is None else quota
+        takes += _take(ours, count, split, kind, exactly=quota is not None)
+    return np.sort(np.array(takes, np.int32))
 
 
 _AFTER = {"test": 2, "validation": 1, "train": 0}  # splits that are filled later, each by a group
