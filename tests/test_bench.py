@@ -7,8 +7,11 @@ from test_loop import ROOT, TINY
 
 from cxrjax import config
 from cxrjax.bench import __main__ as bench
+from cxrjax.bench import feed, session, worker
 from cxrjax.bench import job as jobs
-from cxrjax.bench import session, worker
+from cxrjax.bench.processes import ProcessFailed
+from cxrjax.bench.summary import spread
+from cxrjax.data import dataset
 from cxrjax.errors import UserError
 
 QUICKSTART = str(ROOT / "configs" / "quickstart.py")
@@ -140,6 +143,8 @@ def test_synthetic_rows_need_no_data(monkeypatch):
         (["--steps", "-1"], "--steps must be 0"),
         (["--threads", "4096"], "this process may use"),
         (["--json", "/no/such/folder/bench.json"], "choose another --json"),
+        (["--json", "/"], "is a folder"),
+        (["--rows", "forward,cached"], "the row cached needs stored maps"),
         (["--config.model.name=densenet"], "there is no network"),
         (["--config.data.name=radiography"], "CXRJAX_DATA"),
         (["--config.data.name=folder", "--rows", "forward"], "config field data.classes is empty"),
@@ -151,6 +156,36 @@ def test_a_mistake_is_one_sentence(arguments, words, capsys):
     assert bench.main(["--config", QUICKSTART, *OVERRIDES, *arguments]) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert words in told and told.startswith("cxrjax: ") and "Traceback" not in told
+
+
+@pytest.mark.parametrize("end", [ProcessFailed("forward", "died", "its log"), KeyboardInterrupt()])
+def test_rows_measured_before_one_failed_are_kept(end, tmp_path, monkeypatch, capsys):
+    figures = {"images_per_second": spread([7.0]), "batch_size": 8, "peers": {}}
+    figures |= {"share_of_peak": None, "peak_memory": {"bytes": 1e8, "of": "process"}}
+
+    def measure_row(settings, row, *_):
+        if row == "forward":
+            raise end
+        return {"row": row, **figures}
+
+    peak = {"flop_per_second": 1e9, "dtype": "float32", "platform": "cpu", "device": "cpu (cpu)"}
+    monkeypatch.setattr(session, "measured_peak", lambda *_: peak | {"versions": {"jax": "1.2"}})
+    monkeypatch.setattr(session, "measure_row", measure_row)
+    out = tmp_path / "bench.json"
+    options = ["--rows", "synthetic,forward", "--json", str(out), *OVERRIDES]
+    interrupted = isinstance(end, KeyboardInterrupt)
+    assert bench.main(["--config", QUICKSTART, *options]) == (130 if interrupted else 2)
+    assert [row["row"] for row in json.loads(out.read_text())["rows"]] == ["synthetic"]
+    assert "\nsynthetic " in capsys.readouterr().out
+
+
+def test_an_epoch_counts_all_images_trained_on():
+    settings = tiny(train__on_validation=True, train__patience=0)
+    data = dataset.prepare(settings)
+    n = len(dataset.training_positions(data, settings))
+    prepared = worker.prepare(jobs.describe(settings, "end_to_end", windows=1))
+    assert prepared.window()[1] == n > len(data.splits["train"])
+    assert int(next(feed.plans(settings, data)).mask.sum()) == n
 
 
 def test_streaming_without_tensorflow_is_told(monkeypatch):

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cxrjax import cli
 
@@ -22,7 +23,8 @@ examples:
   python -m cxrjax.bench --config configs/quickstart.py --json bench.json
   python -m cxrjax.bench --config configs/densenet4.py --rows synthetic,forward \\
       --compare keras-tensorflow,torch --peer-python torch=/opt/torch/bin/python
-Every row runs in a process of its own; compilation and warm-up are outside the clock.
+Every row runs in a process of its own; compilation and warm-up are outside the clock. What is
+measured stays in --json when a later row fails.
 Settings are overridden by --config.field=value.
 exit codes: 0 done, 2 bad input (one sentence on standard error), 130 interrupted.
 """
@@ -84,24 +86,33 @@ def _run(argv: Sequence[str]) -> int:
     if arguments.steps < 0 or arguments.windows < 1:
         raise UserError("--steps must be 0 or more and --windows 1 or more.")
     python = dict(map(job.peer_python, arguments.peer_python))
-    folder = Path(arguments.json or ".").absolute().parent
-    if not os.access(folder, os.W_OK):  # told now rather than after minutes of measuring
-        raise UserError(f"cannot write to {folder}; choose another --json.")
+    out = Path(arguments.json).absolute() if arguments.json else None
+    if out and not os.access(out.parent, os.W_OK):  # told now, not after minutes of measuring
+        raise UserError(f"cannot write to {out.parent}; choose another --json.")
+    if out and out.is_dir():
+        raise UserError(f"{out} is a folder; name a file in it by --json.")
     if arguments.threads is not None:
         job.use_threads(arguments.threads)
     config = config_lib.load(arguments.config, overrides)
     session.check(config, rows, peers)
     settings = session.Settings(steps=arguments.steps, windows=arguments.windows, python=python)
+    measured = {}
+
+    def keep(result: dict[str, Any]) -> None:
+        measured.update(result)
+        if out:
+            with writing(out, "choose another --json"):
+                log.write_json(out, result)
+
     try:
-        result = session.measure(config, rows, peers, settings)
+        session.measure(config, rows, peers, settings, keep)
     except ProcessFailed as error:
         if error.log:
             log.say(error.log)
         raise UserError(f"{error}; what it printed stands above.") from error
-    if arguments.json:
-        with writing(arguments.json, "choose another --json"):
-            log.write_json(Path(arguments.json), result)
-    print(summary.table(result))
+    finally:  # of rows measured before one failed or the user had enough
+        if measured:
+            print(summary.table(measured))
     return 0
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax.bench.job import class_names
+from cxrjax.bench.job import class_names, no_maps
 from cxrjax.config import Config
-from cxrjax.errors import UserError
 
 _IMAGES = 4  # per class: enough to draw batches and class weights from
 
@@ -79,10 +78,7 @@ def one_cached_batch(config: Config, recipe: Any, variables: Any) -> Iterator[An
     from cxrjax import step as step_lib
 
     if not prefix.applies(config, recipe):
-        raise UserError(
-            "the row cached needs stored maps of frozen layers; set --config.model.trainable_layers"
-            " below the number of layers, leave cache.prefix on and augmentation off."
-        )
+        raise no_maps()
     n, side = config.train.batch_size, config.data.image_size
     images = {
         "image": jax.ShapeDtypeStruct((n, side, side, 1), jnp.uint8),
@@ -114,6 +110,8 @@ def input_batches(config: Config, data: Any) -> Iterator[Any]:
 def plans(config: Config, data: Any) -> Iterator[Any]:
     """The plan of one training epoch after another, as the loop makes them."""
     from cxrjax.data.batches import training_plan
+    from cxrjax.data.dataset import training_positions
 
+    positions = training_positions(data, config)
     for epoch in itertools.count():
-        yield training_plan(data.splits["train"], config.train.batch_size, config.seed, epoch)
+        yield training_plan(positions, config.train.batch_size, config.seed, epoch)

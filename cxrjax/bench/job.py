@@ -91,6 +91,14 @@ def check_peers(config: Config) -> None:
             )
 
 
+def no_maps() -> UserError:
+    """Of a configuration under which the row cached has nothing to start from."""
+    return UserError(
+        "the row cached needs stored maps of frozen layers; set --config.model.trainable_layers"
+        " below the number of layers, leave cache.prefix on and augmentation off."
+    )
+
+
 def describe(
     config: Config, row: str, *, steps: int = 0, windows: int = 5, window_seconds: float = 2.0
 ) -> dict[str, Any]:

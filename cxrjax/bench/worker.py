@@ -184,7 +184,7 @@ def _end_to_end(
         split: [line["seconds"] for line in history if line["split"] == split]
         for split in ("train", "validation")
     }
-    images = len(data.splits["train"])
+    images = len(training.train_positions)
     facts = {
         "steps": -(-images // config.train.batch_size),
         "input": training.input.name,
