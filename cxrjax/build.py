@@ -129,14 +129,18 @@ def check_steps(config: Config, data: Dataset) -> None:
     """Refuses a run that is over before the first step of its optimizer.
 
     Raises:
-      UserError: when train.accumulate exceeds the batches of all epochs.
+      UserError: when train.accumulate exceeds the batches of all epochs, or of those that early
+        stopping waits for.
     """
     train, steps = config.train, _steps_per_epoch(config, data)
-    if train.accumulate > steps * train.epochs:
+    epochs = min(train.epochs, train.patience + 1) if train.patience else train.epochs
+    if train.accumulate > steps * epochs:
+        waited = " before train.patience ends it" if epochs < train.epochs else ""
         raise UserError(
             f"config field train.accumulate is {train.accumulate}, and the whole training has "
-            f"{steps * train.epochs} batches ({steps} in each epoch), so nothing would be trained; "
-            "lower it, or train.batch_size, or raise train.epochs."
+            f"{steps * epochs} batches ({steps} in each epoch){waited}, so nothing would be "
+            "trained; lower it, or train.batch_size, or raise "
+            f"{'train.patience' if waited else 'train.epochs'}."
         )
 
 

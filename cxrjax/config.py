@@ -287,6 +287,11 @@ def _validate_effect(config: Config) -> None:
             "config field model.head.l2 acts on the head's dense layer and there is none; set "
             "model.head.dense or leave l2 at 0."
         )
+    if config.train.batch_size == 1 and config.model.head.batch_norm:
+        raise UserError(
+            "config field model.head.batch_norm turns every batch of one image into the same, so "
+            "nothing would be trained; raise train.batch_size or set model.head.batch_norm=False."
+        )
     if config.train.momentum and config.train.optimizer != "sgd":
         raise UserError(
             f"config field train.momentum is for sgd, not {config.train.optimizer}; leave it at 0."

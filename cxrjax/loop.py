@@ -41,6 +41,8 @@ class Training:
         if prefix.applies(config, self.recipe):
             images = self.input.batches
             self.input = prefix.frozen_maps(config, self.recipe, data, images, variables)
+        elif config.cache.views:
+            log.say("cache.views is not used: nothing is frozen, or cache.prefix is off")
         self._scans: dict[str, Any] = {}  # of a field of the batch
         self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
         self.note: dict[str, Any] = {
@@ -55,7 +57,6 @@ class Training:
             "input": self.contract(variables),
             "config": config.to_dict(),
         }
-        folder.keep_config(config)
         self.checkpoints = Checkpoints(folder.path / "checkpoints")
 
     def contract(self, variables: build.Variables) -> dict[str, Any]:
@@ -116,6 +117,7 @@ class Training:
     def fit(self) -> None:
         """Trains until the last epoch or until validation loss stops improving."""
         config = self.config.train
+        self.folder.keep_config(self.config)  # not before `resume` has agreed
         with StopSignals() as stop, jax.transfer_guard("disallow"):
             compiling = self._compile_ahead()
             self._prepare(stop)
@@ -142,10 +144,9 @@ class Training:
         """Stores the maps of frozen layers that training needs: not those of the test split."""
         if not isinstance(self.input, prefix.FrozenMaps) or self.note["finished"]:
             return
-        views = min(self.config.cache.views, self.config.train.epochs)
-        for view in range(1, views + 1) if views else (0,):
-            self.input.prepare(self.train_positions, view, lambda: stop.requested)
-        self.input.prepare(self.data.splits["validation"], 0, lambda: stop.requested)
+        views = prefix.views(self.config, self.config.train.epochs)
+        wanted = [(self.train_positions, view) for view in views]
+        self.input.prepare([*wanted, (self.data.splits["validation"], 0)], lambda: stop.requested)
         if stop.requested:
             self._interrupt()
 

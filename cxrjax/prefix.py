@@ -8,12 +8,14 @@ In bfloat16 it is where all layers are frozen; cut in the middle, probabilities 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from cxrjax.data import augment
 from cxrjax.data.batches import Batch, Plan, evaluation_plan, on_device
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.resident import ResidentInput, fits
-from cxrjax.errors import writing
+from cxrjax.errors import UserError, writing
 from cxrjax.models import lowering
 
 FORMAT = 1  # of the files; also counts changes of what is in them
@@ -59,6 +61,10 @@ class MapsFile:
                     self._done.unlink(missing_ok=True)
                     # Sparse: what is not computed takes no room.
                     file.truncate(rows * self._row_bytes)
+                # Open as long as this lives: users may delete the files whenever they need room,
+                # and another run then puts an empty one in their place.
+                self._file = open(self._maps, "r+b")  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
         self.done = self._noted()
 
     def write(self, rows: np.ndarray, values: np.ndarray) -> None:
@@ -66,25 +72,47 @@ class MapsFile:
 
         Not through the memory map: on a full disk a map kills the process.
         """
-        with writing(self._maps, _REMEDY), open(self._maps, "r+b") as file:
+        with writing(self._maps, _REMEDY):
             for row, value in zip(rows, np.ascontiguousarray(values, self.dtype), strict=True):
-                file.seek(int(row) * self._row_bytes)
-                file.write(value.tobytes())
-            file.flush()
+                self._file.seek(int(row) * self._row_bytes)
+                self._file.write(value.tobytes())
+            self._file.flush()
         self.done[rows] = True
 
     def save(self) -> None:
-        """Notes on disk which rows are written, those of other processes included."""
-        with writing(self._done, _REMEDY), open(self._maps, "r+b") as file:
+        """Notes on disk which rows are written, those of other processes included.
+
+        Nothing where the file was deleted since: it is this process's alone then.
+        """
+        with (
+            writing(self._done, _REMEDY),
+            contextlib.suppress(FileNotFoundError),
+            open(self._maps, "r+b") as file,
+        ):
             fcntl.flock(file, fcntl.LOCK_EX)
-            os.fsync(file.fileno())
+            if not os.path.sameopenfile(file.fileno(), self._file.fileno()):
+                return
+            os.fsync(self._file.fileno())
             self.done |= self._noted()
             with log.replacing(self._done, "wb") as note:
                 np.save(note, self.done)
 
+    def check_room(self, rows: int) -> None:
+        """Tells of a disk without room for that many rows before any is computed.
+
+        Raises:
+          UserError: when there is too little.
+        """
+        needed, disk = rows * self._row_bytes, os.fstatvfs(self._file.fileno())
+        if disk.f_bavail * disk.f_frsize < needed:
+            raise UserError(
+                f"the disk of {self._maps.parent} has no room for {needed / 1e9:.1f} GB of stored "
+                f"maps; free some or {_REMEDY}."
+            )
+
     def map(self) -> np.ndarray:
         """The rows, memory-mapped for reading."""
-        return np.memmap(self._maps, self.dtype, "r", shape=(self.rows, *self.shape))
+        return np.memmap(self._file, self.dtype, "r", shape=(self.rows, *self.shape))
 
     def _noted(self) -> np.ndarray:
         try:
@@ -114,15 +142,27 @@ class FrozenMaps:
         self.shape, self.dtype = file.shape, file.dtype  # of the maps of one image
         self._resident: ResidentInput | None = None
 
-    def prepare(self, positions: np.ndarray, view: int, should_stop: Callable[[], bool]) -> None:
-        """Computes and stores the maps of `positions` in a view that are not there yet.
+    def prepare(
+        self, wanted: Sequence[tuple[np.ndarray, int]], should_stop: Callable[[], bool]
+    ) -> None:
+        """Computes and stores the maps that are not there yet, each of (positions, view).
 
         Returns early, with what is done kept, when `should_stop()`.
+
+        Raises:
+          UserError: when the disk has no room for all of them.
         """
-        rows = view * len(self._labels) + np.asarray(positions)
-        missing = np.asarray(positions)[~self._file.done[rows]]
-        if not len(missing):
-            return
+        missing = [(self._missing(positions, view), view) for positions, view in wanted]
+        self._file.check_room(sum(len(positions) for positions, _ in missing))
+        for positions, view in missing:
+            if len(positions) and not should_stop():
+                self._compute(positions, view, should_stop)
+
+    def _missing(self, positions: np.ndarray, view: int) -> np.ndarray:
+        positions = np.asarray(positions)
+        return positions[~self._file.done[view * len(self._labels) + positions]]
+
+    def _compute(self, missing: np.ndarray, view: int, should_stop: Callable[[], bool]) -> None:
         self._resident = None
         plan = evaluation_plan(missing, min(self._batch, len(missing)))
         what = f"frozen layers, view {view}" if view else "frozen layers"
@@ -150,7 +190,7 @@ class FrozenMaps:
 
     def batches(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
         """Yields the plan's batches from step `start` on; computes what is missing first."""
-        self.prepare(np.unique(plan.index), plan.view, lambda: False)
+        self.prepare([(np.unique(plan.index), plan.view)], lambda: False)
         if (resident := self.resident()) is not None:
             yield from resident.batches(plan, start)
             return
@@ -185,6 +225,11 @@ def applies(config: Config, recipe: step.Recipe) -> bool:
         and recipe.stage is not None
         and (not augmented or config.cache.views > 0)
     )
+
+
+def views(config: Config, epochs: int) -> Sequence[int]:
+    """Numbers of the stored views that so many epochs take in turn: 0 is the image as it is."""
+    return range(1, min(config.cache.views, epochs) + 1) if config.cache.views else (0,)
 
 
 def frozen_maps(

@@ -82,6 +82,13 @@ def test_a_rate_for_a_backbone_that_is_not_trained_is_refused():
     assert config.load(str(CONFIGS[0]), changes | {"model.trainable_layers": "4"})
 
 
+def test_batch_norm_of_one_image_is_refused():
+    changes = {"model.head.batch_norm": "True", "train.batch_size": "1"}
+    with pytest.raises(UserError, match=r"nothing would be trained; raise train\.batch_size"):
+        config.load(str(CONFIGS[0]), changes)
+    assert config.load(str(CONFIGS[0]), changes | {"train.batch_size": "2"})
+
+
 def test_a_misspelt_field_in_a_file_suggests_the_nearest(tmp_path):
     file = tmp_path / "c.py"
     file.write_text(

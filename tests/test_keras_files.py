@@ -201,6 +201,19 @@ def test_sizes_claimed_by_an_archive_are_bounded(archive, tmp_path, monkeypatch)
         keras_h5.read(archive)
 
 
+def test_linked_groups_are_no_endless_tree(tmp_path, monkeypatch):
+    monkeypatch.setattr(keras_h5, "_MOST", 100)
+    path = tmp_path / "w.weights.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("layers")
+        for _ in range(40):  # 2^40 paths
+            inner = group.create_group("a")
+            group["b"] = inner
+            group = inner.create_group("layers")
+    with pytest.raises(UserError, match="damaged"):
+        keras_h5.read(path)
+
+
 @pytest.mark.parametrize("how", ["soft", "external", "raw"])
 def test_a_file_cannot_point_elsewhere(tmp_path, how):
     secret = tmp_path / "secret.bin"

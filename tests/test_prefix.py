@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -214,6 +216,47 @@ def test_maps_deleted_or_cut_short_are_computed_again(tmp_path, spoil):
     first = trained(settings, tmp_path / "one")
     spoil(first[0].input._file._maps)
     assert_same_training(first, trained(settings, tmp_path / "two"), atol=0)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_maps_deleted_in_use_stay_whole_and_spoil_no_others(tmp_path, replaced):
+    path, of = tmp_path / "maps" / "key", (10, (2,), np.float32)
+    one = prefix.MapsFile(path, *of)
+    one.write(np.arange(8), np.full((8, 2), 7.0))
+    one.save()
+    shutil.rmtree(path.parent)
+    other = prefix.MapsFile(path, *of) if replaced else None
+    one.write(np.array([8]), np.full((1, 2), 7.0))
+    one.save()
+    np.testing.assert_array_equal(one.map()[:9], 7)
+    if other is not None:
+        other.write(np.array([9]), np.full((1, 2), 5.0))
+        other.save()
+    later = prefix.MapsFile(path, *of)
+    assert later.done.tolist() == [False] * 9 + [replaced]
+
+
+def test_a_disk_too_small_for_all_maps_is_told_before_the_first(tmp_path, monkeypatch):
+    settings = tiny(tmp_path / "cache", augment__shift=0.1, cache__views=2)
+    with opened(settings, tmp_path / "run") as training:
+        maps = training.input._file
+        counts = [len(training.data.splits[name]) for name in ("train", "validation")]
+        needed = (2 * counts[0] + counts[1]) * maps._row_bytes
+        left = SimpleNamespace(f_bavail=needed - 1, f_frsize=1)
+        monkeypatch.setattr(prefix.os, "fstatvfs", lambda file: left)
+        with pytest.raises(UserError, match=r"no room for .* GB of stored maps; free some"):
+            training.fit()
+        assert not maps.done.any()
+        left.f_bavail += 1
+        training.fit()
+
+
+def test_views_of_nothing_frozen_are_told(tmp_path, capsys):
+    settings = tiny(
+        tmp_path / "cache", augment__shift=0.1, cache__views=2, model__trainable_layers=-1
+    )
+    with opened(settings, tmp_path / "run"):
+        assert "cache.views is not used" in capsys.readouterr().err
 
 
 def test_views_without_augmentation_are_refused(tmp_path):

@@ -241,6 +241,7 @@ def test_a_run_goes_on_behind_what_it_was_begun_with_only(tmp_path, change):
     settings = tiny(eval__test=False, train__epochs=1)
     with opened(settings, tmp_path) as training:
         weights = {"path": "/elsewhere/w.npz", "sha256": "a" * 64}
+        training.folder.keep_config(settings)
         training.note["input"] |= {"pretrained": weights, "segmentation": "1"}
         contract = dict(training.note["input"])
         training.save(wait=True)

@@ -252,6 +252,15 @@ def test_a_huge_memo_index_or_length_takes_no_memory(tmp_path):
             torch_file.read(path)
 
 
+def test_a_pickle_of_endless_small_values_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_pickle, "_MOST", 100)
+    for count, words in ((99, "holds no tensors"), (100, "more than 100 pickle opcodes")):
+        pickled = b"\x80\x02" + b"}" * count + b"."
+        path = torch_files.write_zip(tmp_path / "w.pt", None, pickled=pickled)
+        with pytest.raises(UserError, match=words):
+            torch_file.read(path)
+
+
 def test_deeply_nested_values_do_not_overflow_the_stack(tmp_path):
     """A tuple in a tuple in a tuple ... as dictionary key: Python would hash it recursively."""
     pickled = b"\x80\x02})" + b"\x85" * 200_000 + b"Ns."

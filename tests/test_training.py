@@ -391,9 +391,13 @@ def test_other_pixels_under_the_same_names_are_refused(tmp_path):
         assert int(training.state.step) == 2
     changed = tmp_path / "images" / data.store.names[data.splits["train"][0]]
     Image.fromarray(255 - np.asarray(Image.open(changed))).save(changed)
-    with opened(settings, tmp_path / "run") as training:
+    (tmp_path / "images").rename(tmp_path / "others")
+    elsewhere = tiny(data__name="folder", data__dir=tmp_path / "others")
+    kept = (tmp_path / "run/config.json").read_bytes()
+    with opened(elsewhere, tmp_path / "run") as training:
         assert training.data.digest == data.digest
         with pytest.raises(UserError, match="other data") as error:
             training.resume()
         assert "\n" not in str(error.value)
         assert int(training.state.step) == 0
+    assert (tmp_path / "run/config.json").read_bytes() == kept  # what is refused changes nothing

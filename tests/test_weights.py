@@ -199,6 +199,18 @@ def test_a_damaged_file_never_ends_in_another_exception(tmp_path_factory, data):
         assert str(path) in str(error)
 
 
+def test_a_contract_that_no_network_can_meet_is_told(tmp_path):
+    thirds = {"mean": [0.5] * 3, "std": [0.5] * 3, "channels": 3, "input_size": 224}
+    contract = {"model": "resnet50v2", "convention": "keras", "preprocessing": "tf", **thirds}
+    weights.save_npz(tmp_path / "w.npz", tensors(), {"contract": contract | {"channels": 3.0}})
+    with pytest.raises(UserError, match="states an input contract that is none"):
+        weights.load_tensors(tmp_path / "w.npz")
+    spec = registry.spec("resnet50v2")
+    assert spec.with_contract(contract).convention == "keras"
+    with pytest.raises(UserError, match="'torch', which it does not have"):
+        spec.with_contract(contract | {"convention": "torch"})
+
+
 def test_npz_gives_back_what_was_saved(tmp_path):
     path = tmp_path / "new" / "w.npz"
     weights.save_npz(path, tensors(), {"model": "x"})

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ TENSORS = {
 }
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"  # members of a .keras archive
 _MAX_CONFIG = 1 << 26  # bytes
+_MOST = 2_000  # layers
 # Layers of InceptionV3 go by these automatic names, which Keras numbers through a whole process.
 _AUTOMATIC = re.compile(r"(conv2d|batch_normalization)(?:_(\d+))?")
 
@@ -57,7 +58,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
             if "layer_names" in root.attrs:
                 weights = _by_attributes(root)
             elif "layers" in root:
-                weights = keras_names.weights(_tree(root["layers"], "layers/"), config)
+                weights = keras_names.weights(
+                    _tree(root["layers"], "layers/", iter(range(_MOST))), config
+                )
             else:
                 raise UserError(
                     f"{path} is an HDF5 file but not one of Keras weights (it has no layer_names); "
@@ -171,10 +174,16 @@ def _inside(group: Any, path: str) -> Any:
     return group
 
 
-def _tree(group: Any, path: str) -> Mapping[str, Any]:
-    """A Keras 3 group "layers" as `keras_names.weights` takes it."""
+def _tree(group: Any, path: str, budget: Iterator[int]) -> Mapping[str, Any]:
+    """A Keras 3 group "layers" as `keras_names.weights` takes it.
+
+    Args:
+      budget: as long as there may be layers; linked groups can make a small file an endless tree.
+    """
     tree = {}
     for key in group:
+        if next(budget, None) is None:
+            raise ValueError(f"more than {_MOST} layers")
         child = _inside(group, key)
         here = f"{path}{key}/"
         values: Any = _inside(child, "vars") if "vars" in child else {}
@@ -186,7 +195,7 @@ def _tree(group: Any, path: str) -> Mapping[str, Any]:
                 for name in sorted(set(child) - {"vars", "layers", "seed_generator"})
                 for inner in _datasets(_inside(child, name))
             ],
-            "layers": _tree(_inside(child, "layers"), here + "layers/")
+            "layers": _tree(_inside(child, "layers"), here + "layers/", budget)
             if "layers" in child
             else None,
         }

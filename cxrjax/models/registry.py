@@ -33,6 +33,7 @@ class ModelSpec:
     weights_url: str | None = None  # the Keras release, without top
     weights_md5: str | None = None  # as Keras publishes it; None where it publishes none
     convention: str = "keras"  # whose constants and padding: keras | torch
+    conventions: tuple[str, ...] = ("keras",)  # that there are for this network
 
     @property
     def weights_file(self) -> str | None:
@@ -48,7 +49,7 @@ class ModelSpec:
         """This network under the input contract that a weight file carries; None changes nothing.
 
         Raises:
-          UserError: when the weights are another network's.
+          UserError: when the weights are another network's, or in a convention it does not have.
         """
         if contract is None:
             return self
@@ -56,6 +57,11 @@ class ModelSpec:
             raise UserError(
                 f"the weights are those of {contract['model']}, not of {self.name}; set "
                 f"--config.model.name={contract['model']} or choose other weights."
+            )
+        if contract["convention"] not in self.conventions:
+            raise UserError(
+                f"the weights say that they are of a {self.name} in the convention "
+                f"{contract['convention']!r}, which it does not have; convert their source anew."
             )
         return replace(
             self,
@@ -84,6 +90,7 @@ _SPECS = (
     ),
     ModelSpec(
         name="densenet121",
+        conventions=("keras", "torch"),
         backbone="cxrjax.models.densenet:DenseNet121",
         input_size=224,
         smallest=32,
@@ -114,6 +121,7 @@ _SPECS = (
     ),
     ModelSpec(
         name="mobilenetv2",
+        conventions=("keras", "torch"),
         backbone="cxrjax.models.mobilenet:MobileNetV2",
         input_size=224,
         smallest=32,

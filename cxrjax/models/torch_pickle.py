@@ -32,6 +32,7 @@ _LITERALS = (
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
 )
+_MOST = 2_000_000  # opcodes; a state dict of DenseNet121 takes 22,000
 
 
 class Refused(Exception):
@@ -84,9 +85,11 @@ def load(stream: Any, storages: dict[str, Storage] | None = None) -> Any:
       Exception: almost any, when the pickle is damaged.
     """
     machine = _Machine({} if storages is None else storages)
-    for opcode, argument, _ in pickletools.genops(stream):
+    for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if opcode.name == "STOP":
             break
+        if number == _MOST:  # each may make an object, of a byte that compresses to nothing
+            raise Refused(f"is described by more than {_MOST:,} pickle opcodes")
         if opcode.name in _LITERALS:
             machine.stack.append(argument)
         elif handler := _HANDLERS.get(opcode.name):

@@ -225,6 +225,7 @@ def _contract(path: Path, source: Any) -> dict[str, Any] | None:
         fits = (
             all(isinstance(text, str) for text in texts)
             and contract["convention"] in ("keras", "torch")
+            and type(contract["channels"]) is int
             and contract["channels"] in (1, 3)
             and isinstance(contract["input_size"], int)
             and len(contract["mean"]) == len(contract["std"]) == contract["channels"]

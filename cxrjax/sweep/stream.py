@@ -78,12 +78,9 @@ class Stream:
         """Computes and stores the maps that `epochs` epochs need, where any are stored."""
         if self._maps is None:
             return
-        self._maps.prepare(self._data.splits["validation"], 0, should_stop)
-        if self.lives:
-            return
-        views = min(self._config.cache.views, epochs)
-        for view in range(1, views + 1) if views else (0,):
-            self._maps.prepare(self._data.splits["train"], view, should_stop)
+        views = () if self.lives else prefix.views(self._config, epochs)
+        wanted = [(self._data.splits["train"], view) for view in views]
+        self._maps.prepare([(self._data.splits["validation"], 0), *wanted], should_stop)
 
     def training(self, epoch: int) -> Iterator[Batch]:
         """Batches of P examples in the order of the epoch: see `batches.training_plan`.
