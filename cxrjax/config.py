@@ -153,7 +153,7 @@ def override(config: Config, field: str, text: str) -> None:
     if isinstance(known[field], tuple) and (plain_list or not text):
         value = tuple(name.strip() for name in text.split(",") if name.strip())
     elif not isinstance(known[field], str):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):
             value = ast.literal_eval(text)
     assign(config, field, value, f"--config.{field}={text}")
 

@@ -114,8 +114,8 @@ def page(found: dict[str, Any]) -> str:
         f"{xray['specificity']['n']}; at P: PPV {verdict.interval(xray['ppv'])}, NPV "
         f"{verdict.interval(xray['npv'])}",
         f"PCR: sensitivity {assumed['pcr_sensitivity']:g}, specificity "
-        f"{assumed['pcr_specificity']:g}; at P: PPV {found['pcr']['ppv']:.2f}, NPV "
-        f"{found['pcr']['npv']:.2f}",
+        f"{assumed['pcr_specificity']:g}; at P: PPV {verdict.short(found['pcr']['ppv'])}, NPV "
+        f"{verdict.short(found['pcr']['npv'])}",
         f"as the report has it, P S V - A C with S = accuracy {report['sensitivity']:.3f}: X-ray "
         f"{report['xray']:.2f}, PCR {report['pcr']:.2f}; P V (S_xray - S_pcr) = "
         f"{report['left']:.3g} {sign} A (C_xray - C_pcr) = {report['right']:.3g}; "

@@ -55,7 +55,8 @@ def make(run: Run, disease: int, assumed: argparse.Namespace) -> dict[str, Any]:
         name: bootstrap.share(getattr(xray, name), getattr(each, name), of.sum(), count)
         for (name, of), count in zip(kinds.items(), g, strict=True)
     }
-    pcr_ppv, pcr_npv = (float(value) for value in decision.predictive_values(pcr, prevalence))
+    of_pcr = decision.predictive_values(pcr, prevalence)
+    pcr_ppv, pcr_npv = (bootstrap.number(value) for value in of_pcr)
     return {
         "disease": run.classes[disease],
         "assumptions": {

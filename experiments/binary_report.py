@@ -108,7 +108,7 @@ def _run(argv: Sequence[str]) -> int:
         )
         more["explained"] = reproduction.read(out / "summary.json")
     rows, more = _beside_earlier(rows, more, arguments.quick)
-    if rows:
+    if rows or "exploration" in more:
         written = reproduction.write(
             "binary_report", "Binary report: 95 % intervals of ours", rows, more, arguments.quick
         )

@@ -30,8 +30,11 @@ def main() -> None:
     parser.add_argument("--faults", default=",".join(FAULTS), help="default: all")
     parser.add_argument("--json")
     arguments = parser.parse_args()
+    named = arguments.faults.split(",")
+    if unknown := set(named) - set(FAULTS):
+        parser.error(f"--faults holds {min(unknown)!r}; give some of {','.join(FAULTS)}.")
     table = {}
-    for name in arguments.faults.split(","):
+    for name in named:
         alarms: dict[str, list[int]] = {}
         figures = []
         start = time.perf_counter()

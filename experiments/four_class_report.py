@@ -14,7 +14,8 @@ epochs ("final"), each twice:
 
 Then what the corrected DenseNet121 makes of each source of images that it was not trained on, the
 backbones compared pair by pair, and the decision against PCR. Everything is a run of cxrjax's own
-commands in --workdir; what is finished there is not run again. Other settings for all runs:
+commands in --workdir; what is finished there is not run again, and told even where this call
+leaves it out. Other settings for all runs:
 --config.field=value. Writes results/four_class_report.json and .png, and the table in README.md.
 """
 
@@ -83,11 +84,14 @@ def _run(argv: Sequence[str]) -> int:
     arguments, rest = parser.parse_known_args(argv)
     name = "four_class_report-quick" if arguments.quick else "four_class_report"
     root = arguments.workdir or Path("runs", name)
-    epochs = arguments.epochs or (2 if arguments.quick else 10)
+    epochs = arguments.epochs
+    epochs = (2 if arguments.quick else 10) if epochs is None else epochs
     longer = arguments.final_epochs
     longer = (4 if arguments.quick else 30) if longer is None else longer
     if epochs < 1 or longer < 0:
         raise UserError("--epochs must be 1 or more, --final-epochs 0 or more.")
+    sources = arguments.sources
+    sources = sources if sources is None else reproduction.sources(sources)
     named = ["densenet4", *arguments.networks.split(",")]
     if unknown := set(named) - set(NETWORKS):
         raise UserError(f"--networks holds {min(unknown)!r}; give some of {','.join(NETWORKS)}.")
@@ -98,12 +102,17 @@ def _run(argv: Sequence[str]) -> int:
         own = shared | {"train.epochs": longer if key == FINAL else epochs}
         for protocol, changes in PROTOCOLS.items():
             _train(key, root / protocol / key, changes | own)
-    final = root / "corrected" / (FINAL if longer else "densenet4")
-    sources = _sources(arguments.sources, reproduction.read(final / "result.json"))
+    keys = [key for key in PRINTED if all(_finished(root / p / key) for p in PROTOCOLS)]
+    final = root / "corrected" / (FINAL if FINAL in keys else "densenet4")
+    if sources is None:
+        sources = spare_sources(reproduction.read(final / "result.json"))
     own = shared | {"train.epochs": epochs}
     for source in sources:
         folder = root / "without_source" / source
         _train("densenet4", folder, own | {"data.hold_out_source": source})
+    without = root / "without_source"
+    told = {path.parent.relative_to(without).as_posix() for path in without.rglob("result.json")}
+    sources = [*sources, *sorted(told.difference(sources))]
     runs = [str(root / "corrected" / key) for key in keys]
     if len(runs) > 1:
         reproduction.run("compare", *runs, "--out", str(root / "comparison"))
@@ -118,10 +127,8 @@ def _train(key: str, folder: Path, overrides: Mapping[str, Any]) -> None:
     reproduction.run("main", "--config", config, "--workdir", str(folder), *fields)
 
 
-def _sources(asked: str | None, result: Mapping[str, Any]) -> list[str]:
-    if asked is None:
-        return spare_sources(result)
-    return [] if asked == "none" else asked.split(",")
+def _finished(folder: Path) -> bool:
+    return (folder / "result.json").is_file()
 
 
 def spare_sources(result: Mapping[str, Any]) -> list[str]:

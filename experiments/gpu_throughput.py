@@ -70,9 +70,8 @@ def _run(argv: Sequence[str]) -> int:
                     cell = _measure(config, ours, torch, waiting, settings, peak)
                 except (UserError, ProcessFailed) as error:
                     cell = {"error": str(error), "log": getattr(error, "log", "")}
-                table["cells"][key] = cell
+                throughput.put(table, key, cell)
                 log.write_json(path, table)
-                log.say(f"{key}: {throughput._told(cell)}")
     throughput.plot(table, path.with_suffix(".png"))
     print(path)
     return 0

@@ -53,7 +53,7 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--images", type=int, default=0, help="size of a draw; 0: all images")
     parser.add_argument("--python", default=sys.executable, help="interpreter with Keras")
     parser.add_argument("--only", choices=("ours", "keras"), help="run one of the two")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "report_f_job.json")
+    parser.add_argument("--out", type=Path, help="default: results/report_f_job[-only-PART].json")
     arguments, rest = parser.parse_known_args(argv)
     if arguments.epochs < 2:
         raise UserError("--epochs must be 2 or more: the first one is not like the others.")
@@ -62,6 +62,8 @@ def _run(argv: Sequence[str]) -> int:
     if arguments.images:
         overrides["data.draw"] = str(_draw(arguments.images))
 
+    out = arguments.out or results("report_f_job", arguments.only)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as root:
         overrides["data.cache"] = os.path.join(root, "cache")
         config = config_lib.load(str(CONFIG), overrides)
@@ -84,16 +86,21 @@ def _run(argv: Sequence[str]) -> int:
         for name in [arguments.only] if arguments.only else list(commands):
             log.say(f"running {name}: {arguments.epochs} epochs")
             result[name] = timed(commands[name])
-        if not arguments.only or arguments.only == "ours":
-            own = json.loads(Path(root, "run", "result.json").read_text())
-            result["ours"] |= {name: own[name] for name in ("device", "versions", "parameters")}
-            result["ours"]["test_accuracy"] = own["test"]["accuracy"]["value"]
+            if name == "ours":
+                own = json.loads(Path(root, "run", "result.json").read_text())
+                result["ours"] |= {of: own[of] for of in ("device", "versions", "parameters")}
+                result["ours"]["test_accuracy"] = own["test"]["accuracy"]["value"]
+            log.write_json(out, result)
     if not arguments.only:
         result["speedup"] = speedups(result["ours"], result["keras"], arguments.epochs)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    log.write_json(arguments.out, result)
+        log.write_json(out, result)
     print(json.dumps(result.get("speedup", result), indent=2))
     return 0
+
+
+def results(name: str, only: str | None) -> Path:
+    """The file of a whole comparison, which a part measured alone does not replace."""
+    return HERE / "results" / f"{name}{f'-only-{only}' if only else ''}.json"
 
 
 _TOLD = (

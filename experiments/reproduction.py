@@ -74,6 +74,18 @@ def settings(overrides: Mapping[str, Any]) -> list[str]:
     return [f"--config.{field}={value}" for field, value in overrides.items()]
 
 
+def sources(asked: str) -> list[str]:
+    """The sources to hold out that --sources names.
+
+    Raises:
+      UserError: for an empty name.
+    """
+    names = [] if asked == "none" else asked.split(",")
+    if "" in names:
+        raise UserError(f"--sources {asked!r} holds an empty name; give NAME,NAME or none.")
+    return names
+
+
 def share(correct: int, n: int) -> dict[str, Any]:
     """A share with Wilson's interval, for counts whose images are not known one by one.
 

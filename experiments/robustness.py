@@ -113,9 +113,7 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f"--recipes holds {min(unknown)!r}; give some of {','.join(RECIPES)}.")
     asked = arguments.sources
     asked = ("none" if quick else "ieee8023,rsna-jpeg") if asked is None else asked
-    sources = [] if asked == "none" else asked.split(",")
-    if "" in sources:
-        raise UserError(f"--sources {asked!r} holds an empty name; give NAME,NAME or none.")
+    sources = reproduction.sources(asked)
     shared = SIZE | (reproduction.PHANTOMS if quick else {})
     shared |= {"train.epochs": epochs} | cli.parse_overrides(rest)
     chosen = {name: own | shared for name, own in RECIPES.items() if name in named}

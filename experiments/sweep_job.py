@@ -60,19 +60,33 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f"--shards is {arguments.shards}; give 1 or more.")
     if arguments.keras_epochs < 2:
         raise UserError("--keras-epochs must be 2 or more: the first one is not like the others.")
+    arguments.cost_epochs = _numbers(arguments.cost_epochs, "--cost-epochs", 1)
+    arguments.keras_points = _numbers(arguments.keras_points, "--keras-points", 0)
     overrides, values = cli.parse_settings(rest, ("config", "grid"))
     overrides |= {"train.epochs": str(arguments.epochs)} if arguments.epochs else {}
     overrides |= {"cache.views": str(arguments.views)} if arguments.views else {}
     with tempfile.TemporaryDirectory() as root:
         overrides["data.cache"] = os.path.join(root, "cache")
         job = Job(arguments, overrides, values, Path(root))
-        out = arguments.out or HERE / "results" / f"sweep_job-{job.name}.json"
+        out = arguments.out or report_f_job.results(f"sweep_job-{job.name}", arguments.only)
         out.parent.mkdir(parents=True, exist_ok=True)
         result = job.run(lambda part: log.write_json(out, part))
     parts = ("ratio", "ratio_to_stored", "point_more")
     told = {name: result[name] for name in parts if name in result}
     print(json.dumps(told or result, indent=2))
     return 0
+
+
+def _numbers(text: str, option: str, least: int) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",") if part]
+    except ValueError:
+        numbers = [least - 1]
+    if any(number < least for number in numbers):
+        raise UserError(
+            f"{option} is {text!r}; give whole numbers from {least} on, with commas between them."
+        )
+    return numbers
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--whole", action="store_true", help="then time the sweep's end as well")
     parser.add_argument("--python", default=sys.executable, help="interpreter with Keras")
     parser.add_argument("--only", choices=("ours", "keras", "cost"), help="one part")
-    parser.add_argument("--out", type=Path, help="default: results/sweep_job-NAME.json")
+    parser.add_argument("--out", type=Path, help="default: results/sweep_job-NAME[-only-PART].json")
     return parser
 
 
@@ -158,7 +172,8 @@ class Job:
                 stored = self.keras(chosen, max(_HEAD_EPOCHS, self.options.keras_epochs), "stored")
                 result["keras_stored"] = stored
                 result["ratio_to_stored"] = self._compare(result["ours"], stored)
-        epochs = [int(n) for n in self.options.cost_epochs.split(",") if n]
+                save(result)
+        epochs = self.options.cost_epochs
         asked = only == "cost" or (only is None and self.heads)
         if asked and epochs and len(self.points) > 1:
             result["point_more"] = self.point_more(epochs)
@@ -179,10 +194,9 @@ class Job:
 
     def _chosen(self) -> list[int]:
         """Positions of the points that Keras runs."""
-        if asked := self.options.keras_points:
-            chosen = [int(i) for i in asked.split(",")]
-            if not all(0 <= i < len(self.points) for i in chosen):
-                raise UserError(f"--keras-points {asked}: positions go to {len(self.points) - 1}.")
+        if chosen := self.options.keras_points:
+            if max(chosen) >= len(self.points):
+                raise UserError(f"--keras-points {chosen}: positions go to {len(self.points) - 1}.")
             return chosen
         by_shape: dict[str, int] = {}
         for i, point in enumerate(self.points):

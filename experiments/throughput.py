@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(argv: Sequence[str]) -> int:
     begun = time.perf_counter()
     arguments = _parser().parse_args(argv)
+    if arguments.windows < 1 or arguments.steps < 0:
+        raise UserError("--windows must be 1 or more and --steps 0 or more.")
     models = jobs.choose(arguments.models, MODELS, "--models")
     modes = jobs.choose(arguments.modes, tuple(MODES), "--modes")
     if arguments.threads is not None:
@@ -111,9 +113,8 @@ def _run(argv: Sequence[str]) -> int:
             cell = _cell(config, mode, missing, settings, table["peak"][precision])
             if "error" not in cell:
                 cell["peers"] = done.get("peers", {}) | cell["peers"]
-            table["cells"][key] = cell
+            put(table, key, cell)
             log.write_json(path, table)
-            log.say(f"{key}: {_told(cell)}")
     log.write_json(path, table)
     plot(table, path.with_suffix(".png"))
     print(path)
@@ -169,6 +170,14 @@ def _cell(
         return session.measure_row(config, row, peers, settings, peak)
     except (UserError, ProcessFailed) as error:
         return {"error": str(error), "log": getattr(error, "log", "")}
+
+
+def put(table: dict[str, Any], key: str, cell: dict[str, Any]) -> None:
+    """Takes a cell into the table; one that failed replaces no figures."""
+    kept = "error" in cell and "images_per_second" in table["cells"].get(key, {})
+    log.say(f"{key}: {_told(cell)}{'; its earlier figures are kept' if kept else ''}")
+    if not kept:
+        table["cells"][key] = cell
 
 
 def _peers(text: str | None, default: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from test_bench import QUICKSTART, tiny
@@ -333,8 +334,37 @@ def test_the_table_goes_on_where_it_stopped(throughput, tmp_path, monkeypatch):
     cells = run("--peers", "keras-tensorflow,torch")
     assert len(asked) == 5 and all(peers == ("torch",) for *_, peers in asked)
     assert set(cells["baseline/full/128px/batch32/float32"]["peers"]) == {*keras, "torch"}
-    run("--again")
+    cells = run("--again")
     assert asked == failing + ours
+    broken.add("baseline")
+    assert run("--again") == cells  # what fails replaces no figures
+    assert asked == failing + ours
+
+
+def test_a_job_measured_before_the_other_failed_is_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import report_f_job
+
+    def timed(command):
+        if "--workdir" not in command:
+            raise UserError("keras is not there.")
+        run = Path(command[command.index("--workdir") + 1])
+        run.mkdir()
+        own = {"test": {"accuracy": {"value": 0.5}}}
+        own |= dict.fromkeys(("device", "versions", "parameters"), "x")
+        (run / "result.json").write_text(json.dumps(own))
+        return {"seconds": 3.0}
+
+    monkeypatch.setattr(report_f_job, "timed", timed)
+    out = tmp_path / "new" / "job.json"
+    changes = {"data.name": "phantom", "data.classes": "", "data.phantom.count": 80}
+    changes |= {"data.image_size": 32, "model.weights": "none"}
+    fields = [f"--config.{name}={value}" for name, value in changes.items()]
+    assert report_f_job.main(["--out", str(out), *fields]) == 2
+    assert "keras is not there" in capsys.readouterr().err
+    told = json.loads(out.read_text())
+    assert told["ours"]["seconds"] == 3 and told["ours"]["test_accuracy"] == 0.5
+    assert report_f_job.results("job", "ours") != report_f_job.results("job", None)
 
 
 def test_every_cell_is_a_valid_configuration(throughput):

@@ -50,6 +50,14 @@ def test_the_page_holds_the_reports_arithmetic_and_its_correction(run, capsys):
         assert min(image.size) > 300
 
 
+def test_what_a_test_without_positives_predicts_is_undefined(tmp_path, capsys):
+    """Nobody is ill and PCR errs never: no positive answer has a value."""
+    folder = make(tmp_path / "run")
+    assert command(folder, "--prevalence", "0", "--pcr-specificity", "1") == 0
+    assert json.loads((folder / "decision.json").read_text())["pcr"] == {"ppv": None, "npv": 1}
+    assert "at P: PPV undefined, NPV 1.00" in capsys.readouterr().out
+
+
 def test_without_a_mistake_nothing_is_certain(tmp_path):
     faultless = make(tmp_path / "run", 1.0, lift=9)
     command(faultless, "--prevalence", "0.1")

@@ -276,6 +276,7 @@ def test_audit_and_decision_are_shown_where_they_are(tmp_path):
         ({"value": None, "low": None, "high": None, "n": 0}, "On no test image lungs were found"),
         ({"value": 0.42, "low": 0.3, "high": 0.5, "n": 9}, "need not hold in another hospital"),
         ({"value": 0.02, "low": -0.1, "high": 0.1, "n": 9}, "no shortcut outside the lungs"),
+        ({"value": -0.4, "low": -0.5, "high": -0.3, "n": 9}, "points at the wrong classes"),
         ({"value": 0.2, "low": 0.02, "high": 0.3, "n": 9}, "do not settle"),
     ],
 )

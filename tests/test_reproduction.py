@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -140,6 +141,38 @@ def test_tasks_run_apart_stand_side_by_side(tmp_path, monkeypatch):
     assert more == {"tasks": ["1", "2", "3"], "baseline": "new", "heads": "old"}
 
 
+def test_exploration_alone_is_written(tmp_path, monkeypatch):
+    def explore(*arguments):
+        out = Path(arguments[arguments.index("--out") + 1])
+        out.mkdir(parents=True)
+        part = {"n": 4, "classes": {}, "mean": 0.5, "std": 0.2}
+        splits = dict.fromkeys(("train", "validation", "test"), part)
+        (out / "explore.json").write_text(json.dumps({"splits": splits}))
+
+    monkeypatch.setattr(reproduction, "HERE", tmp_path)
+    monkeypatch.setattr(reproduction, "run", explore)
+    options = ["--quick", "--tasks", "1", "--workdir", str(tmp_path / "run")]
+    assert binary_report.main(options) == 0
+    told = reproduction.read(reproduction.results_file("binary_report", True))
+    assert told["exploration"]["train"]["mean"] == 0.5 and told["rows"] == []
+
+
+def test_what_is_finished_is_told_where_a_later_call_leaves_it_out(tmp_path, monkeypatch):
+    def train(key, folder, overrides):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text("{}")
+
+    told = []
+    monkeypatch.setattr(four_class_report, "_train", train)
+    monkeypatch.setattr(reproduction, "run", lambda *arguments: None)
+    monkeypatch.setattr(four_class_report, "_finish", lambda *of: told.append(of[1:3]) or 0)
+    root = ["--workdir", str(tmp_path)]
+    assert four_class_report.main([*root, "--sources", "a,b"]) == 0
+    part = ["--networks", "mobilenet4", "--sources", "none", "--final-epochs", "0"]
+    assert four_class_report.main([*root, *part]) == 0
+    assert told[0] == told[1] == (list(four_class_report.PRINTED), ["a", "b"])
+
+
 def test_what_the_best_of_many_is_worth():
     best = {
         "winner": {"accuracy": metric(0.875, 400), "seeds": [0]},
@@ -165,6 +198,12 @@ def test_what_the_best_of_many_is_worth():
         ("binary_report", ["--tasks", "4"], "give 3,4"),
         ("four_class_report", ["--networks", "densenet4,vgg"], "--networks holds 'vgg'"),
         ("four_class_report", ["--epochs", "-1"], "--epochs must be 1 or more"),
+        ("four_class_report", ["--epochs", "0"], "--epochs must be 1 or more"),
+        ("four_class_report", ["--sources", ""], "--sources '' holds an empty name"),
+        ("sweep_job", ["--cost-epochs", "1;4"], "--cost-epochs is '1;4'"),
+        ("sweep_job", ["--keras-points", "a"], "--keras-points is 'a'"),
+        ("throughput", ["--windows", "0"], "--windows must be 1 or more"),
+        ("false_alarms", ["--faults", "x"], "--faults holds 'x'"),
         ("four_class_report", ["--quick", "--config.no.field=1"], "config field no.field"),
         ("robustness", ["--recipes", "plain,vgg"], "--recipes holds 'vgg'"),
         ("robustness", ["--epochs", "0"], "--epochs must be 1 or more"),

@@ -124,6 +124,11 @@ def _shortcut(score: dict[str, Any] | None) -> str:
             "answers at least in part by something else, such as a marker, the border or the "
             "source of a film. Its accuracy need not hold in another hospital."
         )
+    if score["high"] < -verdict.CONFOUNDED_ABOVE:
+        return (
+            f"With the lungs hidden what is left of its answers points at the wrong classes "
+            f"({left}): it may be worth something under other names, so a shortcut is not excluded."
+        )
     if score["high"] <= verdict.CONFOUNDED_ABOVE:
         return (
             f"With the lungs hidden hardly anything of what it knows is left ({left}): no "
