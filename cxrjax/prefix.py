@@ -63,7 +63,7 @@ class MapsFile:
                     file.truncate(rows * self._row_bytes)
                 # Open as long as this lives: users may delete the files whenever they need room,
                 # and another run then puts an empty one in their place.
-                self._file = open(self._maps, "r+b")  # noqa: SIM115
+                self._file = open(self._maps, "r+b", buffering=0)  # noqa: SIM115
         weakref.finalize(self, self._file.close)
         self.done = self._noted()
 
@@ -74,9 +74,10 @@ class MapsFile:
         """
         with writing(self._maps, _REMEDY):
             for row, value in zip(rows, np.ascontiguousarray(values, self.dtype), strict=True):
-                self._file.seek(int(row) * self._row_bytes)
-                self._file.write(value.tobytes())
-            self._file.flush()
+                at, left = int(row) * self._row_bytes, value.tobytes()
+                while left:  # a disk that fills up takes a part first
+                    count = os.pwrite(self._file.fileno(), left, at)
+                    at, left = at + count, left[count:]
         self.done[rows] = True
 
     def save(self) -> None:
