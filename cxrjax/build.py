@@ -129,18 +129,19 @@ def check_steps(config: Config, data: Dataset) -> None:
     """Refuses a run that is over before the first step of its optimizer.
 
     Raises:
-      UserError: when train.accumulate exceeds the batches of all epochs, or of those that early
-        stopping waits for.
+      UserError: when train.accumulate exceeds the batches of all epochs, or of those after which
+        train.patience may end it.
     """
     train, steps = config.train, _steps_per_epoch(config, data)
     epochs = min(train.epochs, train.patience + 1) if train.patience else train.epochs
     if train.accumulate > steps * epochs:
-        waited = " before train.patience ends it" if epochs < train.epochs else ""
+        waits = 0 < train.patience < train.epochs
+        waited = f" before train.patience ({train.patience}) may end it" if waits else ""
         raise UserError(
             f"config field train.accumulate is {train.accumulate}, and the whole training has "
             f"{steps * epochs} batches ({steps} in each epoch){waited}, so nothing would be "
             "trained; lower it, or train.batch_size, or raise "
-            f"{'train.patience' if waited else 'train.epochs'}."
+            f"{'train.patience and train.epochs' if waits else 'train.epochs'}."
         )
 
 

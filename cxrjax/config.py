@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cxrjax.defaults import Config, default
-from cxrjax.errors import UserError
+from cxrjax.errors import MALFORMED, UserError
 
 DATA_SETS = ("phantom", "radiography", "folder")
 FRAMES = ("whole", "lungs_box", "lungs_only")
@@ -153,7 +153,7 @@ def override(config: Config, field: str, text: str) -> None:
     if isinstance(known[field], tuple) and (plain_list or not text):
         value = tuple(name.strip() for name in text.split(",") if name.strip())
     elif not isinstance(known[field], str):
-        with contextlib.suppress(ValueError, SyntaxError, TypeError):
+        with contextlib.suppress(*MALFORMED, SyntaxError, MemoryError):
             value = ast.literal_eval(text)
     assign(config, field, value, f"--config.{field}={text}")
 

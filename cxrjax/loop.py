@@ -42,7 +42,7 @@ class Training:
             images = self.input.batches
             self.input = prefix.frozen_maps(config, self.recipe, data, images, variables)
         elif config.cache.views:
-            log.say("cache.views is not used: nothing is frozen, or cache.prefix is off")
+            log.say(prefix.VIEWS_UNUSED)
         self._scans: dict[str, Any] = {}  # of a field of the batch
         self.best = build.copy_arrays((self.state.params, self.state.batch_stats))
         self.note: dict[str, Any] = {

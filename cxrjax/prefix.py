@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cxrjax import config as config_lib
 from cxrjax import log, runtime, step
 from cxrjax.config import Config
 from cxrjax.data import augment
@@ -30,10 +31,11 @@ from cxrjax.data.batches import Batch, Plan, evaluation_plan, on_device
 from cxrjax.data.dataset import Dataset
 from cxrjax.data.resident import ResidentInput, fits
 from cxrjax.errors import UserError, writing
-from cxrjax.models import lowering
+from cxrjax.models import classifier, lowering
 
 FORMAT = 1  # of the files; also counts changes of what is in them
 _REMEDY = "choose another CXRJAX_CACHE or set --config.cache.prefix=False"
+VIEWS_UNUSED = "cache.views is not used: nothing is frozen, or cache.prefix is off"
 _SAVE_EVERY = 16  # batches between two notes of what is done
 
 Images = Callable[[Plan], Iterator[Batch]]
@@ -54,18 +56,19 @@ class MapsFile:
         self._row_bytes = int(np.prod(shape)) * self.dtype.itemsize
         with writing(path.parent, _REMEDY):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._maps, "ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if os.fstat(file.fileno()).st_size != rows * self._row_bytes:
-                    # New, or deleted or cut short since: what a note says of it no longer holds.
-                    self._done.unlink(missing_ok=True)
-                    # Sparse: what is not computed takes no room.
-                    file.truncate(rows * self._row_bytes)
-                # Open as long as this lives: users may delete the files whenever they need room,
-                # and another run then puts an empty one in their place.
-                self._file = open(self._maps, "r+b", buffering=0)  # noqa: SIM115
-        weakref.finalize(self, self._file.close)
-        self.done = self._noted()
+            # Open as long as this lives: users may delete the files whenever they need room, and
+            # another run then puts an empty one in their place.
+            opened = os.open(self._maps, os.O_RDWR | os.O_CREAT, 0o666)
+            self._file = open(opened, "r+b", buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if os.fstat(opened).st_size != rows * self._row_bytes:
+                # New, or deleted or cut short since: what a note says of it no longer holds.
+                self._done.unlink(missing_ok=True)
+                # Sparse: what is not computed takes no room.
+                self._file.truncate(rows * self._row_bytes)
+            self.done = self._noted()
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def write(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Writes `values` [n, h, w, C] to `rows` int [n]; `save` then notes them.
@@ -107,8 +110,8 @@ class MapsFile:
         needed, disk = rows * self._row_bytes, os.fstatvfs(self._file.fileno())
         if disk.f_bavail * disk.f_frsize < needed:
             raise UserError(
-                f"the disk of {self._maps.parent} has no room for {needed / 1e9:.1f} GB of stored "
-                f"maps; free some or {_REMEDY}."
+                f"the disk of {self._maps.parent} has no room for {needed / 1e9:.2g} GB of stored "
+                f"maps; free some, {_REMEDY}."
             )
 
     def map(self) -> np.ndarray:
@@ -153,11 +156,12 @@ class FrozenMaps:
         Raises:
           UserError: when the disk has no room for all of them.
         """
-        missing = [(self._missing(positions, view), view) for positions, view in wanted]
-        self._file.check_room(sum(len(positions) for positions, _ in missing))
-        for positions, view in missing:
-            if len(positions) and not should_stop():
-                self._compute(positions, view, should_stop)
+        self._file.check_room(sum(len(self._missing(*maps)) for maps in wanted))
+        for positions, view in wanted:
+            # Looked up anew: another process may have computed them meanwhile.
+            missing = self._missing(positions, view)
+            if len(missing) and not should_stop():
+                self._compute(missing, view, should_stop)
 
     def _missing(self, positions: np.ndarray, view: int) -> np.ndarray:
         positions = np.asarray(positions)
@@ -190,7 +194,11 @@ class FrozenMaps:
         self._file.save()
 
     def batches(self, plan: Plan, start: int = 0) -> Iterator[Batch]:
-        """Yields the plan's batches from step `start` on; computes what is missing first."""
+        """Yields the plan's batches from step `start` on; computes what is missing first.
+
+        Raises:
+          UserError: as `prepare`.
+        """
         self.prepare([(np.unique(plan.index), plan.view)], lambda: False)
         if (resident := self.resident()) is not None:
             yield from resident.batches(plan, start)
@@ -226,6 +234,27 @@ def applies(config: Config, recipe: step.Recipe) -> bool:
         and recipe.stage is not None
         and (not augmented or config.cache.views > 0)
     )
+
+
+def is_frozen(config: Config) -> bool:
+    """Whether there is a frozen stage to store maps of, told without the data.
+
+    Raises:
+      UserError: for more trained layers than the network has.
+    """
+    layers = config.model.trainable_layers
+    if layers < 0 or not config.cache.prefix:
+        return False
+    return _has_frozen_stage(config.model.name, layers, config.model.filters)
+
+
+@functools.cache
+def _has_frozen_stage(name: str, layers: int, filters: int) -> bool:
+    model = config_lib.default().model
+    model.name, model.filters = name, filters
+    network = classifier.build(model, 2)
+    names = classifier.trainable_layer_names(network, layers)
+    return classifier.last_frozen_stage(network, names) is not None
 
 
 def views(config: Config, epochs: int) -> Sequence[int]:
@@ -275,10 +304,10 @@ def _key(
 ) -> str:
     digest, dtype = hashlib.sha256(), config.cache.dtype
     looks = (recipe.shift, recipe.rotation, recipe.zoom, recipe.border, recipe.gamma)
-    views = (*looks, config.seed) if augmented else ()
+    stored = (*looks, config.seed) if augmented else ()
     contract = (variables.source or {}).get("contract")
     described = [FORMAT, data.store.key, rows, recipe.stage, recipe.mean, recipe.std, dtype]
-    described += [views, config.model.name, config.train.precision, contract]
+    described += [stored, config.model.name, config.train.precision, contract]
     digest.update(json.dumps(described).encode())
     statistics = variables.batch_stats.get("backbone", {})
     # Those of trained layers move, and no stored map depends on them.

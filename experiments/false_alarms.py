@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from cxrjax import cli
 from cxrjax import config as config_lib
 from cxrjax.audit import run
+from cxrjax.errors import UserError
 
 FAULTS = {
     "clean": {},
@@ -22,17 +26,23 @@ FAULTS = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.guarded(_run, sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--count", type=int, default=480)
     parser.add_argument("--faults", default=",".join(FAULTS), help="default: all")
     parser.add_argument("--json")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     named = arguments.faults.split(",")
     if unknown := set(named) - set(FAULTS):
-        parser.error(f"--faults holds {min(unknown)!r}; give some of {','.join(FAULTS)}.")
+        raise UserError(f"--faults holds {min(unknown)!r}; give some of {','.join(FAULTS)}.")
+    if arguments.seeds < 1:
+        raise UserError("--seeds must be 1 or more.")
     table = {}
     for name in named:
         alarms: dict[str, list[int]] = {}
@@ -71,7 +81,8 @@ def main() -> None:
                 )
     if arguments.json:
         Path(arguments.json).write_text(json.dumps({"count": arguments.count} | table) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,8 +15,8 @@ epochs ("final"), each twice:
 Then what the corrected DenseNet121 makes of each source of images that it was not trained on, the
 backbones compared pair by pair, and the decision against PCR. Everything is a run of cxrjax's own
 commands in --workdir; what is finished there is not run again, and told even where this call
-leaves it out. Other settings for all runs:
---config.field=value. Writes results/four_class_report.json and .png, and the table in README.md.
+leaves it out. Other settings for all runs: --config.field=value. Writes
+results/four_class_report.json and .png, and the table in README.md.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def _run(argv: Sequence[str]) -> int:
     longer = (4 if arguments.quick else 30) if longer is None else longer
     if epochs < 1 or longer < 0:
         raise UserError("--epochs must be 1 or more, --final-epochs 0 or more.")
-    sources = arguments.sources
-    sources = sources if sources is None else reproduction.sources(sources)
+    asked = arguments.sources
+    sources = None if asked is None else reproduction.sources(asked)
     named = ["densenet4", *arguments.networks.split(",")]
     if unknown := set(named) - set(NETWORKS):
         raise UserError(f"--networks holds {min(unknown)!r}; give some of {','.join(NETWORKS)}.")

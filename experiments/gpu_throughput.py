@@ -45,6 +45,8 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--cell-seconds", type=float, default=400)
     parser.add_argument("--out", type=Path, default=throughput.RESULTS, metavar="DIR")
     arguments = parser.parse_args(argv)
+    if arguments.windows < 1:
+        raise UserError("--windows must be 1 or more.")
     settings = session.Settings(
         windows=arguments.windows, window_seconds=1.0, patience_seconds=arguments.cell_seconds
     )

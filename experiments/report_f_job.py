@@ -10,7 +10,7 @@ maps, one after the other. Time to the first epoch's end, seconds per later epoc
 the last epoch are measured; jobs of 10 and 30 epochs are extrapolated from them and marked so.
 `--images N` takes a balanced draw of N images (70 % train, 10 % validation, 20 % test).
 Other settings as on cxrjax's command line: --config.field=value. Writes
-experiments/results/report_f_job.json.
+experiments/results/report_f_job.json; with --only report_f_job-only-PART.json.
 """
 
 from __future__ import annotations
@@ -90,10 +90,11 @@ def _run(argv: Sequence[str]) -> int:
                 own = json.loads(Path(root, "run", "result.json").read_text())
                 result["ours"] |= {of: own[of] for of in ("device", "versions", "parameters")}
                 result["ours"]["test_accuracy"] = own["test"]["accuracy"]["value"]
-            log.write_json(out, result)
+            log.write_json(unfinished(out), result)
     if not arguments.only:
         result["speedup"] = speedups(result["ours"], result["keras"], arguments.epochs)
-        log.write_json(out, result)
+    log.write_json(out, result)
+    unfinished(out).unlink()
     print(json.dumps(result.get("speedup", result), indent=2))
     return 0
 
@@ -101,6 +102,11 @@ def _run(argv: Sequence[str]) -> int:
 def results(name: str, only: str | None) -> Path:
     """The file of a whole comparison, which a part measured alone does not replace."""
     return HERE / "results" / f"{name}{f'-only-{only}' if only else ''}.json"
+
+
+def unfinished(out: Path) -> Path:
+    """Where the parts lie until all are there: what an earlier run left in `out` stays."""
+    return out.with_stem(out.stem + "-unfinished")
 
 
 _TOLD = (

@@ -18,7 +18,8 @@ epochs without early stopping. With --views there is a second, stronger peer: a 
 thought of storing the features of as many views himself and fits heads on them ("keras_stored").
 With --ours a sweep that was run before is taken for ours, its trials' seconds added up.
 Other settings as on the sweep's command line: --config.field=value,
---grid.field=values. Writes experiments/results/sweep_job-NAME.json.
+--grid.field=values. Writes experiments/results/sweep_job-NAME.json; with --only
+sweep_job-NAME-only-PART.json.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ def _run(argv: Sequence[str]) -> int:
         job = Job(arguments, overrides, values, Path(root))
         out = arguments.out or report_f_job.results(f"sweep_job-{job.name}", arguments.only)
         out.parent.mkdir(parents=True, exist_ok=True)
-        result = job.run(lambda part: log.write_json(out, part))
+        unfinished = report_f_job.unfinished(out)
+        result = job.run(lambda part: log.write_json(unfinished, part))
+    unfinished.replace(out)
     parts = ("ratio", "ratio_to_stored", "point_more")
     told = {name: result[name] for name in parts if name in result}
     print(json.dumps(told or result, indent=2))
@@ -78,15 +81,12 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _numbers(text: str, option: str, least: int) -> list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",") if part]
-    except ValueError:
-        numbers = [least - 1]
-    if any(number < least for number in numbers):
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) >= least for part in parts):
         raise UserError(
             f"{option} is {text!r}; give whole numbers from {least} on, with commas between them."
         )
-    return numbers
+    return [int(part) for part in parts]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,7 +196,10 @@ class Job:
         """Positions of the points that Keras runs."""
         if chosen := self.options.keras_points:
             if max(chosen) >= len(self.points):
-                raise UserError(f"--keras-points {chosen}: positions go to {len(self.points) - 1}.")
+                raise UserError(
+                    f"--keras-points holds {max(chosen)}, and the grid has {len(self.points)} "
+                    f"points; give positions from 0 to {len(self.points) - 1}."
+                )
             return chosen
         by_shape: dict[str, int] = {}
         for i, point in enumerate(self.points):

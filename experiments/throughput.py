@@ -11,7 +11,8 @@ last20_cached and head_cached. 224 pixels, the baseline 128.
 
 Each cell runs in processes of its own, windows of ours and of each peer in turn. Results go to
 experiments/results/throughput-<device>.json as each cell ends, and a plot beside it. Run again to
-go on: finished cells are kept unless --again, failed ones are tried anew.
+go on: finished cells are kept unless --again, failed ones are tried anew. What fails when measured
+again keeps its earlier figures.
 """
 
 from __future__ import annotations
@@ -173,11 +174,16 @@ def _cell(
 
 
 def put(table: dict[str, Any], key: str, cell: dict[str, Any]) -> None:
-    """Takes a cell into the table; one that failed replaces no figures."""
-    kept = "error" in cell and "images_per_second" in table["cells"].get(key, {})
+    """Takes a cell into the table; neither ours nor a peer that failed replaces figures."""
+    earlier = table["cells"].get(key, {})
+    kept = "error" in cell and "images_per_second" in earlier
     log.say(f"{key}: {_told(cell)}{'; its earlier figures are kept' if kept else ''}")
-    if not kept:
-        table["cells"][key] = cell
+    if kept:
+        return
+    for peer, figures in earlier.get("peers", {}).items():
+        if "ratio" in figures and "error" in cell.get("peers", {}).get(peer, {}):
+            cell["peers"][peer] = figures
+    table["cells"][key] = cell
 
 
 def _peers(text: str | None, default: str) -> tuple[str, ...]:

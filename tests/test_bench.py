@@ -1,5 +1,6 @@
 """The benchmark: its JSON, its count of operations, the turns it takes. No test of speed."""
 
+import contextlib
 import json
 
 import pytest
@@ -144,7 +145,6 @@ def test_synthetic_rows_need_no_data(monkeypatch):
         (["--threads", "4096"], "this process may use"),
         (["--json", "/no/such/folder/bench.json"], "choose another --json"),
         (["--json", "/"], "is a folder"),
-        (["--rows", "forward,cached"], "the row cached needs stored maps"),
         (["--config.model.name=densenet"], "there is no network"),
         (["--config.data.name=radiography"], "CXRJAX_DATA"),
         (["--config.data.name=folder", "--rows", "forward"], "config field data.classes is empty"),
@@ -156,6 +156,26 @@ def test_a_mistake_is_one_sentence(arguments, words, capsys):
     assert bench.main(["--config", QUICKSTART, *OVERRIDES, *arguments]) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert words in told and told.startswith("cxrjax: ") and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("more", "peers", "refused"),
+    [
+        ({}, (), True),  # every layer is trained
+        ({"model__trainable_layers": 4}, (), False),
+        ({"model__trainable_layers": 16}, (), True),
+        ({"model__trainable_layers": 4, "cache__prefix": False}, (), True),
+        ({"model__trainable_layers": 4, "augment__shift": 0.1}, (), True),
+        ({"model__trainable_layers": 4, "augment__shift": 0.1}, ("torch",), False),
+        ({"model__trainable_layers": 4, "augment__shift": 0.1, "cache__views": 2}, (), False),
+    ],
+)
+def test_whether_there_are_maps_is_told_before_anything_is_measured(more, peers, refused):
+    plain = dict.fromkeys(("augment__shift", "augment__rotation", "augment__zoom"), 0)
+    settings = tiny(**plain | more)
+    told = pytest.raises(UserError, match="the row cached needs stored maps")
+    with told if refused else contextlib.nullcontext():
+        session.check(settings, ("forward", "cached"), peers)
 
 
 @pytest.mark.parametrize("end", [ProcessFailed("forward", "died", "its log"), KeyboardInterrupt()])

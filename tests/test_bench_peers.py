@@ -298,14 +298,14 @@ def throughput(monkeypatch):
 
 def test_the_table_goes_on_where_it_stopped(throughput, tmp_path, monkeypatch):
     asked, broken = [], {"densenet121"}
+    peer = {"figures": {"images_per_second": spread([2.0]), "ratio": ratios([1.0], [2.0])}}
 
     def measure_row(settings, row, peers, _, peak):
         asked.append((settings.model.name, row, settings.model.trainable_layers, tuple(peers)))
         if settings.model.name in broken:
             raise ProcessFailed(row, "out of memory", "the end of a log")
         rate = spread([1.0, 2.0, 3.0])
-        peer = {"images_per_second": rate, "ratio": ratios([1.0], [2.0])}
-        return {"images_per_second": rate, "peers": dict.fromkeys(peers, peer)}
+        return {"images_per_second": rate, "peers": dict.fromkeys(peers, peer["figures"])}
 
     def run(*more):
         asked.clear()
@@ -339,6 +339,9 @@ def test_the_table_goes_on_where_it_stopped(throughput, tmp_path, monkeypatch):
     broken.add("baseline")
     assert run("--again") == cells  # what fails replaces no figures
     assert asked == failing + ours
+    broken.clear()
+    peer["figures"] = {"error": "gone"}
+    assert run("--again") == cells
 
 
 def test_a_job_measured_before_the_other_failed_is_kept(monkeypatch, tmp_path, capsys):
@@ -357,12 +360,15 @@ def test_a_job_measured_before_the_other_failed_is_kept(monkeypatch, tmp_path, c
 
     monkeypatch.setattr(report_f_job, "timed", timed)
     out = tmp_path / "new" / "job.json"
+    out.parent.mkdir()
+    out.write_text("the whole of before")
     changes = {"data.name": "phantom", "data.classes": "", "data.phantom.count": 80}
     changes |= {"data.image_size": 32, "model.weights": "none"}
     fields = [f"--config.{name}={value}" for name, value in changes.items()]
     assert report_f_job.main(["--out", str(out), *fields]) == 2
     assert "keras is not there" in capsys.readouterr().err
-    told = json.loads(out.read_text())
+    assert out.read_text() == "the whole of before"
+    told = json.loads((out.parent / "job-unfinished.json").read_text())
     assert told["ours"]["seconds"] == 3 and told["ours"]["test_accuracy"] == 0.5
     assert report_f_job.results("job", "ours") != report_f_job.results("job", None)
 

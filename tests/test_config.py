@@ -50,6 +50,7 @@ def test_overrides_take_the_type_of_the_field():
         ("train.epochs=three", "whole number"),
         ("train.epochs=0", r"\[1,"),
         ("train.epochs={[]:1}", "whole number"),
+        (f"train.epochs={'-' * 5000}1", "whole number"),
         ("train.epochs=True", "whole number"),
         ("augment.rotation=20", r"\[0, 15\]"),
         ("augment.border=0.3", r"augment\.border is 0\.3; it must lie in \[0, 0\.25\]"),

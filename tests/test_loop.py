@@ -268,7 +268,7 @@ def test_every_config_takes_one_step(path, tmp_path):
         ({"data__classes": "clear,consolidaton"}, "consolidation"),
         (
             {"train__accumulate": 12, "train__epochs": 30, "train__patience": 1},
-            "has 10 batches (5 in each epoch) before train.patience ends it",
+            "has 10 batches (5 in each epoch) before train.patience (1) may end it",
         ),
         ({"train__accumulate": 16}, "the whole training has 15 batches (5 in each epoch)"),
     ],

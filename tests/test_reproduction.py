@@ -203,6 +203,8 @@ def test_what_the_best_of_many_is_worth():
         ("sweep_job", ["--cost-epochs", "1;4"], "--cost-epochs is '1;4'"),
         ("sweep_job", ["--keras-points", "a"], "--keras-points is 'a'"),
         ("throughput", ["--windows", "0"], "--windows must be 1 or more"),
+        ("gpu_throughput", ["--windows", "0"], "--windows must be 1 or more"),
+        ("false_alarms", ["--seeds", "0"], "--seeds must be 1 or more"),
         ("false_alarms", ["--faults", "x"], "--faults holds 'x'"),
         ("four_class_report", ["--quick", "--config.no.field=1"], "config field no.field"),
         ("robustness", ["--recipes", "plain,vgg"], "--recipes holds 'vgg'"),

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax import config, loop
+from cxrjax import config, loop, prefix
 from cxrjax.data import dataset
-from cxrjax.sweep import grid, plan, run_unit, search, trials
+from cxrjax.sweep import grid, plan, run_unit, trials
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -51,7 +51,7 @@ def sweep_of(values, **changes):
 def run_all(sweep, stacked=True, should_stop=lambda: False):
     """Record and arrays of each trial by its key."""
     data = dataset.prepare(sweep.config)
-    units = plan.plan(sweep.points, search.is_frozen, lambda cohort: stacked)
+    units = plan.plan(sweep.points, prefix.is_frozen, lambda cohort: stacked)
     finished = {}
     for unit in units:
         for record, arrays in run_unit.run(unit, data, "data", should_stop, lambda share: None):

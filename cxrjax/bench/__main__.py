@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cxrjax import cli
 
@@ -87,32 +86,28 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError("--steps must be 0 or more and --windows 1 or more.")
     python = dict(map(job.peer_python, arguments.peer_python))
     out = Path(arguments.json).absolute() if arguments.json else None
-    if out and not os.access(out.parent, os.W_OK):  # told now, not after minutes of measuring
-        raise UserError(f"cannot write to {out.parent}; choose another --json.")
-    if out and out.is_dir():
+    if out and out.is_dir():  # told now, not after minutes of measuring
         raise UserError(f"{out} is a folder; name a file in it by --json.")
+    if out and not os.access(out.parent, os.W_OK):
+        raise UserError(f"cannot write to {out.parent}; choose another --json.")
     if arguments.threads is not None:
         job.use_threads(arguments.threads)
     config = config_lib.load(arguments.config, overrides)
     session.check(config, rows, peers)
     settings = session.Settings(steps=arguments.steps, windows=arguments.windows, python=python)
-    measured = {}
-
-    def keep(result: dict[str, Any]) -> None:
-        measured.update(result)
-        if out:
-            with writing(out, "choose another --json"):
-                log.write_json(out, result)
-
+    result = None
     try:
-        session.measure(config, rows, peers, settings, keep)
+        for result in session.measure(config, rows, peers, settings):
+            if out:
+                with writing(out, "choose another --json"):
+                    log.write_json(out, result)
     except ProcessFailed as error:
         if error.log:
             log.say(error.log)
         raise UserError(f"{error}; what it printed stands above.") from error
     finally:  # of rows measured before one failed or the user had enough
-        if measured:
-            print(summary.table(measured))
+        if result:
+            print(summary.table(result))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,8 +39,8 @@ def check(config: Config, rows: Sequence[str], peers: Sequence[str] = ()) -> Non
       UserError: for an unknown network, missing data or weights, no frozen layers to store maps
         of, no TensorFlow to stream with, or an option that the peers lack.
     """
-    from cxrjax import build
-    from cxrjax.data import dataset
+    from cxrjax import build, prefix
+    from cxrjax.data import augment, dataset
 
     if peers:
         jobs.check_peers(config)
@@ -52,9 +52,8 @@ def check(config: Config, rows: Sequence[str], peers: Sequence[str] = ()) -> Non
         dataset.open_source(config.data)
     if set(rows) & set(jobs.COMPARABLE):
         jobs.class_names(config)
-    augmented = any(config.augment.values()) and not (peers or config.cache.views)
-    whole = config.model.trainable_layers < 0
-    if "cached" in rows and (augmented or whole or not config.cache.prefix):
+    augmented = augment.active(config) and not (peers or config.cache.views)
+    if "cached" in rows and (augmented or not prefix.is_frozen(config)):
         raise jobs.no_maps()
     if "tfdata" in rows and importlib.util.find_spec("tensorflow") is None:
         raise UserError(
@@ -63,19 +62,16 @@ def check(config: Config, rows: Sequence[str], peers: Sequence[str] = ()) -> Non
 
 
 def measure(
-    config: Config,
-    rows: Sequence[str],
-    peers: Sequence[str],
-    settings: Settings,
-    keep: Callable[[dict[str, Any]], None],
-) -> None:
+    config: Config, rows: Sequence[str], peers: Sequence[str], settings: Settings
+) -> Iterator[dict[str, Any]]:
     """The whole table.
 
     Args:
       config: validated.
       rows: of `job.ROWS`.
       peers: of `job.PEERS`, for the rows that are comparable.
-      keep: called after each row with what the benchmark's JSON file holds so far.
+    Yields:
+      after each row, what the benchmark's JSON file holds so far.
     Raises:
       UserError: for missing data or weights, or too little memory.
       ProcessFailed: when a process, ours or a peer's, breaks down.
@@ -99,7 +95,7 @@ def measure(
         against = peers if row in jobs.COMPARABLE else ()
         result["rows"].append(measure_row(config, row, against, settings, peak))
         _share_operations(result["rows"], peak)
-        keep(result)
+        yield result
 
 
 def measured_peak(config: Config, settings: Settings) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def load(stream: Any, storages: dict[str, Storage] | None = None) -> Any:
       stream: binary file, left behind the pickle.
       storages: takes up every storage the pickle refers to, by its key.
     Raises:
-      Refused: when the pickle asks for a class, function or opcode outside the lists above.
+      Refused: when the pickle asks for a class, function or opcode outside the lists above, or
+        holds more than `_MOST` opcodes.
       Exception: almost any, when the pickle is damaged.
     """
     machine = _Machine({} if storages is None else storages)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from cxrjax import log, runtime
+from cxrjax import log, prefix, runtime
 from cxrjax.errors import writing
 from cxrjax.stop_signals import StopSignals
 from cxrjax.sweep import finish, plan_text, search
@@ -43,7 +43,7 @@ def run(
     found = search.check(sweep, data_of, ledger)
     points = search.shard(sweep.points, *part) if part else sweep.points
     done = ledger.over() & {point.key for point in points}
-    meter = Meter(data_of, search.is_frozen)
+    meter = Meter(data_of, prefix.is_frozen)
     log.say("measuring the compiled steps")
     units = search.make_plan(points, done, meter)
     told = plan_text.describe(units, sweep, meter, len(done))

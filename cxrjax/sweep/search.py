@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cxrjax import build, log
-from cxrjax import config as config_lib
+from cxrjax import build, log, prefix
 from cxrjax.config import Config
 from cxrjax.data import dataset
 from cxrjax.data.dataset import Dataset
 from cxrjax.errors import MALFORMED, UserError
-from cxrjax.models import classifier
 from cxrjax.sweep import plan as planning
 from cxrjax.sweep import run_unit
 from cxrjax.sweep.grid import Point, Sweep
@@ -45,23 +42,6 @@ def digest(data: Dataset) -> str:
     return hashlib.sha256(f"{data.fingerprint} {data.digest}".encode()).hexdigest()[:16]
 
 
-def is_frozen(config: Config) -> bool:
-    """Whether trials of a configuration start behind frozen layers, see `prefix.applies`."""
-    layers = config.model.trainable_layers
-    if layers < 0 or not config.cache.prefix:
-        return False
-    return _has_frozen_stage(config.model.name, layers, config.model.filters)
-
-
-@functools.cache
-def _has_frozen_stage(name: str, layers: int, filters: int) -> bool:
-    model = config_lib.default().model
-    model.name, model.filters = name, filters
-    network = classifier.build(model, 2)
-    names = classifier.trainable_layer_names(network, layers)
-    return classifier.last_frozen_stage(network, names) is not None
-
-
 def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
     """Finds out, before anything runs, what would fail later; returns the digest of the data.
 
@@ -75,10 +55,12 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
     origins: dict[str, str | None] = {}
     for config in {str(p.config.model.to_dict()): p.config for p in sweep.points}.values():
         build.check(config)
-        is_frozen(config)  # a number of layers the network does not have
+        prefix.is_frozen(config)  # a number of layers the network does not have
     for point in sweep.points:
         if (name := _start(point.config)) not in origins:
             origins[name] = build.origin(point.config)
+    if any(p.config.cache.views and not prefix.is_frozen(p.config) for p in sweep.points):
+        log.say(prefix.VIEWS_UNUSED)
     digests = set()
     for point in sweep.points:
         data = data_of(point.config)
@@ -117,7 +99,7 @@ def _start(config: Config) -> str:
 def make_plan(points: Sequence[Point], done: set[str], meter: Meter) -> tuple[Unit, ...]:
     """Units of the trials that are not done."""
     left = [point for point in points if point.key not in done]
-    return planning.plan(left, is_frozen, meter.stack)
+    return planning.plan(left, prefix.is_frozen, meter.stack)
 
 
 def shard(points: Sequence[Point], index: int, count: int) -> tuple[Point, ...]:
@@ -125,7 +107,7 @@ def shard(points: Sequence[Point], index: int, count: int) -> tuple[Point, ...]:
 
     What shares a frozen trunk stays together; other trials are dealt out one by one.
     """
-    units = planning.plan(points, is_frozen, lambda cohort: False)
+    units = planning.plan(points, prefix.is_frozen, lambda cohort: False)
     return tuple(point for unit in units[index::count] for point in unit.points)
 
 
