@@ -133,9 +133,9 @@ def check_steps(config: Config, data: Dataset) -> None:
         train.patience may end it.
     """
     train, steps = config.train, _steps_per_epoch(config, data)
-    epochs = min(train.epochs, train.patience + 1) if train.patience else train.epochs
+    waits = 0 < train.patience < train.epochs
+    epochs = train.patience + 1 if waits else train.epochs
     if train.accumulate > steps * epochs:
-        waits = 0 < train.patience < train.epochs
         waited = f" before train.patience ({train.patience}) may end it" if waits else ""
         raise UserError(
             f"config field train.accumulate is {train.accumulate}, and the whole training has "

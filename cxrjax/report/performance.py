@@ -126,7 +126,7 @@ def _shortcut(score: dict[str, Any] | None) -> str:
         )
     if score["high"] < -verdict.CONFOUNDED_ABOVE:
         return (
-            f"With the lungs hidden what is left of its answers points at the wrong classes "
+            "With the lungs hidden what is left of its answers points at the wrong classes "
             f"({left}): it may be worth something under other names, so a shortcut is not excluded."
         )
     if score["high"] <= verdict.CONFOUNDED_ABOVE:
