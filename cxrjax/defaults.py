@@ -105,7 +105,7 @@ def _default_data() -> Any:
     data.classes = ()  # which classes and in which order; empty: all, sorted by name
     data.image_size = 224  # side of the square images in the store, pixels
     data.frame = "whole"  # whole | lungs_box (cut to the lungs) | lungs_only (the rest black too)
-    data.test_fraction = 0.2  # of all images
+    data.test_fraction = 0.2  # of the images outside given parts validation and test
     data.validation_fraction = 0.125  # of the images that are left for training
     data.draw = ()  # balanced (train, validation, test), e.g. (1600, 400, 200); empty: all
     data.group_duplicates = True  # keep near-duplicates on one side of the split

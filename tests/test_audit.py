@@ -221,6 +221,17 @@ def test_exposure_is_that_of_the_pixels():
         )
 
 
+def test_blank_masks_are_segmented_as_if_there_were_none(monkeypatch):
+    own = np.zeros((3, 64, 64), np.uint8)
+    own[0, 20:40, 20:40] = 255
+    store = SimpleNamespace(has_mask=np.array([True, True, False]), masks=own)
+    monkeypatch.setattr(doubts.lungs, "masks", lambda films: films > 100)
+    films = np.full((3, 64, 64), 200, np.uint8)
+    found = doubts._masks(films, SimpleNamespace(store=store), np.arange(3))
+    np.testing.assert_array_equal(found[0], own[0] > 0)
+    assert found[1].all() and found[2].all()
+
+
 def test_wilson_is_the_published_interval():
     # Newcombe 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<857::AID-SIM777>3.0.CO;2-E, table I
     found = doubts.wilson(81, 263)

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGLosslessSV1,
 )
 
 from cxrjax.data.images import BrokenImage, decode, header, is_image, resize
@@ -191,6 +194,17 @@ def test_dicom_colour_and_frames():
         decode(dicom(GREY, PhotometricInterpretation="PALETTE COLOR"), "x.dcm")
 
 
+@pytest.mark.skipif(get_decoder(JPEGLosslessSV1).is_available, reason="there is a decoder")
+def test_compressed_dicom_without_a_decoder_says_what_to_install():
+    dataset = dcmread(io.BytesIO(dicom(GREY)))
+    dataset.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    dataset.PixelData = encapsulate([b"\xff\xd8" + bytes(100)])
+    file = io.BytesIO()
+    dataset.save_as(file)
+    with pytest.raises(BrokenImage, match=r"compressed as JPEG Lossless.*pip install python-gdcm"):
+        decode(file.getvalue(), "x.dcm")
+
+
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_animations_are_refused_and_previews_passed_over(form):
     other = [Image.fromarray(255 - GREY)]
@@ -202,17 +216,40 @@ def test_animations_are_refused_and_previews_passed_over(form):
     )
 
 
-def png_claiming(width, height):
+def png(width, height, lines, bits=8, colour=0):
+    """A PNG by hand, of unfiltered lines."""
+
     def chunk(kind, body):
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    body = (
-        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def deep_png(pixels, colour):
+    """PNG of 16 bits a channel, uint16 [H, W, C], which Pillow cannot write."""
+    height, width, _ = pixels.shape
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in pixels)
+    return png(width, height, lines, 16, colour)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bit_colour_is_read_unless_its_upper_bits_are_unused(colour, channels):
+    full = np.repeat(GREY[..., None].astype(np.uint16) << 8, channels, -1)
+    if colour != 2:
+        full[..., -1] = 65535  # opaque
+    np.testing.assert_array_equal(decode(deep_png(full, colour), "x.png"), GREY)
+    twelve = full.copy()
+    twelve[..., : 3 if channels > 2 else 1] >>= 4
+    with pytest.raises(BrokenImage, match="the upper ones unused; save it as grey"):
+        decode(deep_png(twelve, colour), "x.png")
+
+
+def png_claiming(width, height):
+    return png(width, height, b"\0" * 1000)
 
 
 def webp_claiming(width, height):

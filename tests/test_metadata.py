@@ -4,6 +4,7 @@ import pytest
 from film_files import TWO, lay_out, pack
 
 from cxrjax.data.folder import open_folder
+from cxrjax.errors import UserError
 
 
 def test_metadata_by_path_name_and_stem(tmp_path):
@@ -58,3 +59,25 @@ def test_images_that_metadata_leave_out_are_counted(tmp_path, capsys):
     assert "metadata.csv gives no source for 1 of 3 images, as B/1.png" in said
     open_folder(lay_out(tmp_path, {"metadata.csv": "file,patient\n2,q\nA/1,p\nB/1,r\n"}))
     assert not capsys.readouterr().err
+
+
+def test_parts_and_classes_may_have_tables_of_their_own(tmp_path, capsys):
+    """As imagefolder data sets have them: columns file_name, paths from the table's folder."""
+    parts = {f"{part}/{name}": data for part in ("train", "test") for name, data in TWO.items()}
+    tables = {
+        "train/metadata.csv": "file_name,patient\nA/1.png,p1\nA/2.png,p2\n1,p3\n",
+        "test/B/metadata.csv": "file_name,patient\n1.png,p9\n",
+        "metadata.csv": "file,source\ntrain/A/1.png,here\n",
+    }
+    with pytest.raises(UserError, match=r"train/metadata.csv names 1, which may be"):
+        open_folder(lay_out(tmp_path / "both", parts | tables))
+    tables["train/metadata.csv"] = tables["train/metadata.csv"].replace("\n1,", "\nB/1,")
+    source = open_folder(lay_out(tmp_path / "set", parts | tables))
+    assert {r.name: (r.patient, r.source) for r in source.records} == {
+        "train/A/1.png": ("p1", "here"), "train/A/2.png": ("p2", None),
+        "train/B/1.png": ("p3", None), "test/B/1.png": ("p9", None),
+        "test/A/1.png": (None, None), "test/A/2.png": (None, None),
+    }  # fmt: skip
+    lay_out(tmp_path / "set", {"test/metadata.csv": "file_name,patient\nC/1.png,p9\n"})
+    with pytest.raises(UserError, match=r"test/metadata.csv names none of the images"):
+        open_folder(tmp_path / "set")

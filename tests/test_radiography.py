@@ -1,5 +1,8 @@
 """The Radiography Database in its releases: archive, folder, metadata, masks, errors."""
 
+import io
+import zipfile
+
 import pytest
 from film_files import TWO, lay_out, pack, png, xlsx
 
@@ -121,9 +124,45 @@ def test_database_classes(tmp_path):
 def test_database_errors(tmp_path, files, message):
     with pytest.raises(UserError, match=message):
         open_radiography(pack(tmp_path / "a.zip", files))
-    if "several" not in message:
-        with pytest.raises(UserError, match=message):
-            open_radiography(lay_out(tmp_path / "a", files))
+    with pytest.raises(UserError, match=message):
+        open_radiography(lay_out(tmp_path / "a", files))
+
+
+def test_two_releases_side_by_side_are_told_apart(tmp_path):
+    files = {f"{year}/{name}": data for year in (2020, 2021) for name, data in database().items()}
+    with pytest.raises(UserError, match=r"in several places \(2020/, 2021/\); name one"):
+        open_radiography(lay_out(tmp_path, files))
+    assert len(open_radiography(tmp_path / "2021").records) == 12
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "FILE NAME;FORMAT;SOURCE\nNORMAL-1;PNG;rsna\n",
+        "file,source\nNORMAL-1,rsna\n",
+        "FILE NAME,SOURCE\nN0RMAL-1,rsna\n",
+        "FILE NAME,SOURCE\n",
+    ],
+)
+def test_a_table_that_says_nothing_of_the_images_is_told(tmp_path, capsys, table):
+    files = database() | {"Normal.metadata.csv": table}
+    source = open_radiography(lay_out(tmp_path, files))
+    assert not [r for r in source.records if r.label == 2 and r.source]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "Normal.metadata.csv gives the source of no image; it needs the columns FILE" in said
+
+
+def test_a_workbook_is_read_whatever_size_it_claims(tmp_path):
+    workbook = database()["COVID.metadata.xlsx"]
+    with zipfile.ZipFile(io.BytesIO(workbook)) as packed:
+        members = {name: packed.read(name) for name in packed.namelist()}
+    sheet = members["xl/worksheets/sheet1.xml"]
+    assert b'<dimension ref="A1:D4"' in sheet
+    members["xl/worksheets/sheet1.xml"] = sheet.replace(b'ref="A1:D4"', b'ref="A1"')
+    stale = pack(tmp_path / "stale.xlsx", members).read_bytes()
+    source = open_radiography(lay_out(tmp_path / "a", database() | {"COVID.metadata.xlsx": stale}))
+    assert source.records[0].source == "https://a.b/c"
 
 
 def test_workbook_bombs_are_not_unpacked(tmp_path, monkeypatch):

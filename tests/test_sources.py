@@ -1,13 +1,15 @@
 """Data sets in folders and archives: labels, parts, masks, errors."""
 
 import errno
+import io
 import os
 
 import numpy as np
 import pytest
 from film_files import TWO, lay_out, pack, png, summary
+from PIL import Image
 
-from cxrjax.data.folder import open_folder
+from cxrjax.data.folder import films, open_folder
 from cxrjax.data.images import BrokenImage
 from cxrjax.data.radiography import open_radiography
 from cxrjax.data.sources import open_files
@@ -122,6 +124,73 @@ def test_lesions_are_neither_images_nor_lung_masks(tmp_path):
         open_folder(lay_out(tmp_path / "alone", alone))
     # A class may be called so.
     assert open_folder(lay_out(tmp_path / "b", {"lesions/1.png": png(1), "none/1.png": png(2)}))
+
+
+def test_masks_may_lie_deeper_and_be_called_what_they_show(tmp_path):
+    """As in COVID-QU-Ex, where each image has a mask of the lungs and one of the infection."""
+    parts, kinds = ("Train", "Val", "Test"), ("images", "lung masks", "infection masks")
+    files = {
+        f"{part}/{name}/{kind}/1.png": png(9) for part in parts for name in "AB" for kind in kinds
+    }
+    source = open_folder(lay_out(tmp_path / "parts", files))
+    assert [(r.name, r.mask) for r in source.records[:2]] == [
+        ("Test/A/images/1.png", "Test/A/lung masks/1.png"),
+        ("Test/B/images/1.png", "Test/B/lung masks/1.png"),
+    ]
+    assert len(source.records) == 6 and source.classes == ("A", "B")
+    assert films(sorted(files)) == sorted(r.name for r in source.records)
+    deep = {"A/p1/1.png", "A/p1/masks/1.png", "B/p2/images/1.png", "B/p2/Lung_Masks/1.png"}
+    source = open_folder(lay_out(tmp_path / "deep", dict.fromkeys(deep, png(9))))
+    assert [(r.name, r.mask) for r in source.records] == [
+        ("A/p1/1.png", "A/p1/masks/1.png"), ("B/p2/images/1.png", "B/p2/Lung_Masks/1.png"),
+    ]  # fmt: skip
+    assert films(sorted(deep)) == [r.name for r in source.records]
+
+
+@pytest.mark.parametrize("levels", [(1,), (1, 2), (38, 75), (255,)])
+def test_masks_may_be_maps_of_labels(tmp_path, levels):
+    drawn = Image.new("L", (8, 8))
+    for k, level in enumerate(levels):
+        drawn.paste(level, (4 * k, 0, 4 * k + 4, 8))
+    file = io.BytesIO()
+    drawn.save(file, "PNG")
+    source = open_folder(lay_out(tmp_path, TWO | {"A/masks/1.png": file.getvalue()}))
+    wanted = np.where(np.arange(8) < 4 * len(levels), 255, 0)
+    np.testing.assert_array_equal(source.read_mask(0, 8), np.tile(wanted, (8, 1)))
+
+
+def test_a_part_beside_another_folder_with_the_same_classes_is_no_class(tmp_path):
+    """Else the network would learn to tell the training part from the other hospital."""
+    names = [f"{top}/{name}/1.png" for top in ("train", "external") for name in ("A", "B")]
+    root = lay_out(tmp_path, dict.fromkeys(names, png(1)))
+    with pytest.raises(UserError, match="folders external beside the parts train; name the folder"):
+        open_folder(root)
+    assert open_folder(root, ("train", "external")).classes == ("train", "external")
+    lay_out(tmp_path, {"train/C/1.png": png(1)})
+    with pytest.raises(UserError, match="external beside"):
+        open_folder(root)
+
+
+def test_a_folder_without_films_is_named(tmp_path, capsys):
+    root = lay_out(tmp_path, TWO | {"C/IM1": "DICM", "C/IM2": "DICM", "D/1.png": png(1)})
+    assert open_folder(root).classes == ("A", "B", "D")
+    said = capsys.readouterr().err
+    assert "ignored the folder C, none of its 2 files is a film by its suffix, as C/IM1" in said
+    assert said.count("\n") == 1
+    parts = {f"{part}/{n}": d for part in ("train", "test") for n, d in TWO.items()}
+    open_folder(pack(tmp_path / "p.zip", parts | {"train/Normal/IM1": "x", "notes.txt": "x"}))
+    said = capsys.readouterr().err
+    assert "ignored the folder Normal, none of its 1 files" in said and said.count("\n") == 1
+
+
+def test_links_that_lead_nowhere_are_broken_images(tmp_path):
+    """As git-annex leaves those of files that were not fetched."""
+    root = lay_out(tmp_path, TWO)
+    (root / "A/9.png").symlink_to(tmp_path / "gone.png")
+    source = open_folder(root)
+    assert [r.name for r in source.records] == ["A/1.png", "A/2.png", "A/9.png", "B/1.png"]
+    with pytest.raises(BrokenImage, match=r"9.png: cannot be read: No such file"):
+        source.read(2, 8)
 
 
 def test_in_the_way(tmp_path, capsys):

@@ -152,6 +152,18 @@ def test_validation_is_carved_out_of_train_never_out_of_test() -> None:
     assert len(splits["test"]) == 8 and splits["test"].max() < 40
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_what_is_carved_out_shares_no_group_with_a_given_part_if_there_are_others(part) -> None:
+    labels = np.tile([0, 1], 200)
+    given = ["train"] * 300 + [part] * 100
+    groups = np.arange(400)
+    groups[300:] = groups[:100]  # patients of a third of the training part
+    splits = _split(labels, groups, given)
+    carved = "test" if part == "validation" else "validation"
+    assert len(splits[carved]) > 30 and splits[carved].min() >= 100 and splits[carved].max() < 300
+    assert splits[part].tolist() == list(range(300, 400))
+
+
 def test_a_balanced_draw() -> None:
     labels = np.repeat([0, 1], [60, 300])
     groups = np.arange(360)
@@ -265,6 +277,11 @@ def test_a_held_out_source_is_the_test_split_and_nothing_else():
     assert sorted(rest) == [i for i in range(1, 48) if sources[i] != "b"]
     with pytest.raises(UserError, match="the test split has no image of class"):
         make_splits(labels, groups, given, names, test_fraction=0.2, validation_fraction=0.25)
+
+
+def test_a_source_that_is_all_there_is_cannot_be_held_out():
+    with pytest.raises(UserError, match="'a', from which all images come, or copies of them"):
+        holding_out("a", ["a", "a", None], np.array([0, 1, 1]))
 
 
 def test_an_unknown_source_is_told():

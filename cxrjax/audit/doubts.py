@@ -115,6 +115,7 @@ def _masks(films: np.ndarray, data: Dataset, chosen: np.ndarray) -> np.ndarray:
     known = store.has_mask[chosen]
     for k in np.flatnonzero(known):
         masks[k] = pictures.resize(np.asarray(store.masks[chosen[k]]), THUMBNAIL) > 127  # type: ignore[index]
+    known = known & masks.any((1, 2))  # a blank one is none: no chest film lacks lungs
     if not known.all():
         masks[~known] = lungs.masks(films[chosen[~known]])
     return masks

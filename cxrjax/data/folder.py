@@ -23,8 +23,10 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
-_MASKS = {"masks", "lesions"}
-_INNER = {"images"} | _MASKS  # folders within a class, or side by side without classes
+# Folders within a class that hold lung masks; those of other masks are told by their last word.
+_LUNG_MASKS = {"mask", "masks", "lung mask", "lung masks"}
+_OTHER_MASKS = ("mask", "masks", "lesion", "lesions")
+_NO_CLASSES = {"images", "masks", "lesions"}  # side by side
 _TABLE = "metadata.csv"
 _TOLD = ("patient", "source")  # what a table may say of an image
 _PATIENT = ("patient", "patient id", "patientid")  # columns that name a patient, the first counts
@@ -52,11 +54,13 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
     """Opens class-named subfolders of PNG, JPEG, WebP or DICOM files, at any depth below them.
 
     `<class>/...` or `<part>/<class>/...` with the parts of `PARTS`; folders wrapped around these
-    are passed over. Masks of the same stem may lie in `<class>/masks` beside `<class>/images`, or
-    beside the images themselves; `<class>/lesions` is ignored. An optional `metadata.csv` beside
-    the class or part folders, or beside a folder wrapped around them (the nearest counts), has a
-    column `file` (or FILE NAME: path from the table's folder or bare name, with or without suffix)
-    and `patient` (or `patient_id`, `PatientID`), `source` or both. Other files are ignored.
+    are passed over. Masks of the same stem may lie in `masks` (or `lung masks`) beside `images`, or
+    beside the images themselves, in the class or deeper; folders of other masks, as `lesions` and
+    `infection masks`, are ignored. A `metadata.csv` has a column `file` (or FILE NAME: path from
+    the table's folder or bare name, with or without suffix) and `patient` (or `patient_id`,
+    `PatientID`), `source` or both. It may lie beside the class or part folders or within them, for
+    the images there, or beside a folder wrapped around them (of these the nearest counts). Other
+    files are ignored.
 
     Args:
       path: the folder or archive.
@@ -65,8 +69,8 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
       Records with the part as split, patient and source from the metadata, and the mask.
     Raises:
       UserError: when there are no images, a wanted class is missing, fewer than two classes are
-        left, parts lie beside other folders, or the metadata contradict themselves or cannot be
-        read or applied.
+        left, parts lie beside other folders (a single one where these have the same subfolders),
+        or the metadata contradict themselves or cannot be read or applied.
     """
     files, pictures = _pictures(path)
     found = layout(pictures, classes, path)
@@ -83,7 +87,9 @@ def open_folder(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
         for name, where in places.items()
         if where.label and not (where.is_mask or where.is_lesion)
     }
-    chosen = choose_classes((str(where.label) for where in labelled.values()), classes, path)
+    there = {str(where.label) for where in labelled.values()}
+    _tell_of_unread(files, found, there)
+    chosen = choose_classes(there, classes, path)
     known = _metadata(files, found.root, list(labelled))
     records = []
     for name, where in labelled.items():
@@ -117,17 +123,19 @@ def layout(names: Sequence[str], classes: Sequence[str] = (), where: object = ""
         paths = [name.removeprefix(root).split("/") for name in names]
         tops = {path[0] for path in paths if len(path) > 1} - set(classes)
         below = {path[1].lower() if len(path) > 2 else "" for path in paths}
-        if len(tops) != 1 or "" in below or below <= _INNER or set(classes) & {p[0] for p in paths}:
+        named = set(classes) & {path[0] for path in paths}
+        if len(tops) != 1 or "" in below or all(map(_kind, below)) or named:
             break
         root += f"{tops.pop()}/"
     parts = {PARTS[top.lower()] for top in tops if top.lower() in PARTS}
     others = sorted(top for top in tops if top.lower() not in PARTS)
-    if len(parts) > 1 and others:
+    if others and (len(parts) > 1 or (parts and not set(classes) and _same_classes(paths, tops))):
         raise UserError(
             f"{where} has folders {', '.join(others)} beside the parts {', '.join(sorted(parts))}; "
-            "name the folder that holds only parts, or only classes."
+            "name the folder that holds only parts, or only classes, or name the classes by "
+            "--config.data.classes=A,B."
         )
-    if tops and {top.lower() for top in tops} <= _INNER and not set(classes):
+    if tops and {top.lower() for top in tops} <= _NO_CLASSES and not set(classes):
         raise UserError(
             f"{where} holds {' and '.join(sorted(tops))} without classes; make one folder of "
             "images per class."
@@ -140,11 +148,30 @@ def place(name: str, divided: bool) -> Place:
     folders = name.split("/")[:-1]
     split = PARTS.get(folders[0].lower()) if divided and folders else None
     above = 1 if divided else 0
-    inner = folders[above + 1].lower() if len(folders) > above + 1 else ""
-    kept = folders[: above + 1] + folders[above + 1 + (inner in _INNER) :]
+    inner = folders[above + 1 :]
+    kinds = {_kind(folder) for folder in inner}
+    kept = folders[: above + 1] + [folder for folder in inner if not _kind(folder)]
     key = "/".join([*kept, PurePosixPath(name).stem]).lower()
     label = folders[above] if len(folders) > above and (split or not divided) else None
-    return Place(label, split, inner == "masks", inner == "lesions", key)
+    lesion = "lesions" in kinds
+    return Place(label, split, "masks" in kinds and not lesion, lesion, key)
+
+
+def _kind(folder: str) -> str:
+    """What a folder below a class holds by its name: images, masks (of lungs), lesions; or ""."""
+    words = folder.lower().replace("_", " ").replace("-", " ").split()
+    if words == ["images"]:
+        return "images"
+    if " ".join(words) in _LUNG_MASKS:
+        return "masks"
+    return "lesions" if words and words[-1] in _OTHER_MASKS else ""
+
+
+def _same_classes(paths: Sequence[Sequence[str]], tops: set[str]) -> bool:
+    """Whether images in all of these folders lie in subfolders of the same names, two or more."""
+    below = {top: {p[1] for p in paths if p[0] == top and len(p) > 2} for top in tops}
+    shared = set.intersection(*below.values())
+    return sum(not _kind(name) for name in shared) > 1
 
 
 def films(names: Sequence[str]) -> list[str]:
@@ -160,8 +187,12 @@ def films(names: Sequence[str]) -> list[str]:
     else:
         labels = (place(name.removeprefix(root), divided).label for name in names)
         classes = {label.lower() for label in labels if label}
-    kinds = _MASKS - classes
-    return [n for n in names if not kinds & set(n.removeprefix(root).lower().split("/")[:-1])]
+
+    def is_mask(name: str) -> bool:
+        folders = name.removeprefix(root).lower().split("/")[:-1]
+        return any(_kind(f) in ("masks", "lesions") and f not in classes for f in folders)
+
+    return [name for name in names if not is_mask(name)]
 
 
 def _pictures(path: Path) -> tuple[Files, list[str]]:
@@ -179,29 +210,51 @@ def _pictures(path: Path) -> tuple[Files, list[str]]:
     return files, pictures
 
 
-def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Rows of the nearest metadata.csv by image name; {} when there is no such file.
+def _tell_of_unread(files: Files, found: Layout, labels: set[str]) -> None:
+    """Names folders that would be classes, had they images: of DICOM without a suffix, maybe."""
+    lost: dict[str, list[str]] = defaultdict(list)
+    for name in files.names:
+        if name.startswith(found.root):
+            label = place(name.removeprefix(found.root), found.divided).label
+            if label is not None and label not in labels:
+                lost[label].append(name)
+    for label, names in sorted(lost.items()):
+        log.say(
+            f"{files.path}: ignored the folder {label}, none of its {len(names)} files is a film "
+            f"by its suffix, as {names[0]}; DICOM files must end in .dcm"
+        )
 
-    It lies in the root or in a folder wrapped around it. A row has `patient`, `source` or both.
+
+def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Rows of the metadata.csv by image name, `patient`, `source` or both; {} without a table.
+
+    Read are those below the root, and of those in the root and in folders wrapped around it the
+    nearest.
     """
-    tables = [
-        name
-        for name in files.names
-        if PurePosixPath(name).name.lower() == _TABLE and root.startswith(name[: -len(_TABLE)])
-    ]
-    if not tables:
-        return {}
-    table, *others = sorted(tables, key=len, reverse=True)
+    tables = [name for name in files.names if PurePosixPath(name).name.lower() == _TABLE]
+    around = [name for name in tables if root.startswith(name[: -len(_TABLE)])]
+    nearest, *others = sorted(around, key=len, reverse=True) or [""]
     for other in others:
-        log.say(f"{files.path}: ignored {other}, for {table} lies nearer to the images")
+        log.say(f"{files.path}: ignored {other}, for {nearest} lies nearer to the images")
+    within = [name for name in tables if name.startswith(root) and name not in around]
+    found: dict[str, dict[str, str]] = {}
+    for table in ([nearest] if nearest else []) + within:
+        _apply_table(files, root, table, names, found)
+    return found
+
+
+def _apply_table(
+    files: Files, root: str, table: str, names: Sequence[str], found: dict[str, dict[str, str]]
+) -> None:
+    """Adds to `found` what a table says of the images below its folder."""
     where, above = f"{files.path}: {table}", table[: -len(_TABLE)]
     rows = _with_patient(read_table(files, table), where)
     called: dict[str, set[str]] = defaultdict(set)
-    for name in names:
+    for name in (name for name in names if (root + name).startswith(above)):
         path = PurePosixPath((root + name).removeprefix(above).lower())
         for way in (str(path), str(path.with_suffix("")), path.name, path.stem):
             called[way].add(name)
-    found: dict[str, dict[str, str]] = {}
+    applied = False
     for row in rows:
         file = row.get("file", row.get("file name", "")).replace("\\", "/").removeprefix("./")
         meant = called.get(file.removeprefix(above).lower(), set())
@@ -218,10 +271,9 @@ def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[s
                         f"{where} gives {name} the {column} {before[column]} and {row[column]}; "
                         "keep the row that is right."
                     )
-            found[name] = before | row
-    if not found:
+            found[name], applied = before | row, True
+    if not applied:
         raise UserError(f"{where} names none of the images; give their paths from its folder.")
-    return found
 
 
 def _with_patient(rows: list[dict[str, str]], where: str) -> list[dict[str, str]]:

@@ -65,6 +65,20 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise BrokenImage(name, f"damaged: {reason or type(error).__name__}") from error
 
 
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """A mask's bytes as uint8 [H, W]: what is above 127 belongs to it.
+
+    Label maps of 0 and 1 (or 1 and 2 for the two lungs) hold nothing above 127: all that is not 0
+    in them becomes 255.
+
+    Args, raises: as for `decode`.
+    """
+    mask = decode(data, name)
+    if mask.max() > 127:
+        return mask
+    return np.where(mask > 0, np.uint8(255), np.uint8(0))
+
+
 class Header(NamedTuple):
     """How a picture is stored, which no disease can change."""
 
@@ -125,6 +139,7 @@ def _decode_picture(data: bytes, name: str) -> np.ndarray:
         if frames > 1:
             raise BrokenImage(name, f"holds {frames} frames, not one radiograph")
         picture.load()  # what is wrong with the pixels is told, other than of the EXIF data
+        _check_depth(data, picture, name)
         with contextlib.suppress(Exception):  # damaged ones say nothing of sound pixels
             ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode.startswith("I"):
@@ -134,6 +149,18 @@ def _decode_picture(data: bytes, name: str) -> np.ndarray:
             black = Image.new("RGBA", colour.size, (0, 0, 0, 255))
             return np.asarray(Image.alpha_composite(black, colour).convert("L"))
         return np.asarray(picture.convert("L"))
+
+
+def _check_depth(data: bytes, picture: Image.Image, name: str) -> None:
+    """Refuses PNGs of 16 bits and several channels that leave the upper ones unused.
+
+    Pillow gives their upper byte alone, so 12 bits in 16 would be left with 16 grey levels.
+    """
+    several, bits = picture.mode in ("LA", "RGB", "RGBA"), data[24:25]  # of the header, IHDR
+    if picture.format == "PNG" and several and bits == b"\x10":
+        grey = picture.convert("RGB").convert("L")
+        if np.asarray(grey).max(initial=0) < 128:
+            raise BrokenImage(name, "16 bits a colour, the upper ones unused; save it as grey")
 
 
 def _scale_depth(pixels: np.ndarray) -> np.ndarray:
@@ -161,6 +188,7 @@ def _read_dicom(data: bytes, name: str, **options: Any) -> Any:
 
 def _decode_dicom(data: bytes, name: str) -> np.ndarray:
     from pydicom import uid
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.processing import apply_modality_lut
     from pydicom.pixels.utils import pixel_array
 
@@ -179,6 +207,9 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
             raise BrokenImage(name, "does not say its transfer syntax")
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = syntax
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax.is_compressed and not get_decoder(syntax).is_available:
+        raise BrokenImage(name, f"is compressed as {syntax.name}: pip install python-gdcm reads it")
     stored = pixel_array(dataset)
     if stored.ndim == 3:
         excess = max(int(dataset.BitsStored) - 8, 0)

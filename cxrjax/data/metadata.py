@@ -52,7 +52,9 @@ def _excel(data: bytes) -> Iterator[list[str]]:
             raise ValueError("it unpacks to an unreasonable size")
     workbook = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
     try:
-        for row in workbook.worksheets[0].iter_rows(values_only=True):
+        sheet = workbook.worksheets[0]
+        sheet.reset_dimensions()  # some writers leave a stale one, and rows would be cut off
+        for row in sheet.iter_rows(values_only=True):
             yield ["" if cell is None else str(cell) for cell in row]
     finally:
         workbook.close()

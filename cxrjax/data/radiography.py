@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from cxrjax import log
 from cxrjax.data import images
 from cxrjax.data.metadata import read_table
 from cxrjax.data.sources import Files, FileSource, Record, choose_classes, open_files
@@ -25,6 +27,8 @@ def open_radiography(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
     (first releases: `<class>/*`), and `<class>.metadata.xlsx` or `.csv` with FILE NAME and SOURCE
     or URL. Other subfolders are ignored. A part of the database will do.
 
+    A table that says nothing of its images is named on standard error.
+
     Args:
       path: the archive, the unpacked folder, or a folder that holds either.
       classes: which of `CLASSES` and in which order; () for all there are.
@@ -32,7 +36,8 @@ def open_radiography(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
       Records with source and mask where known; they have neither split nor patient, for the
       database names none.
     Raises:
-      UserError: when the database is not there, a wanted class is missing, or fewer than two are.
+      UserError: when the database is not there or there several times, a wanted class is missing,
+        or fewer than two are.
     """
     files = open_files(_locate(path))
     root = _root(files)
@@ -50,26 +55,40 @@ def open_radiography(path: Path, classes: tuple[str, ...] = ()) -> FileSource:
         else:
             pictures[found].append(name)
     chosen = choose_classes(pictures, classes, files.path)
-    records, sources = [], {}
+    records = []
     for label, name in enumerate(chosen):
-        for picture in pictures[name]:
-            folder, stem = picture.split("/")[0], PurePosixPath(picture).stem.lower()
-            if folder not in sources:
-                sources[folder] = _sources(files, root, inside, folder)
+        stems = {picture: PurePosixPath(picture).stem.lower() for picture in pictures[name]}
+        sources = {
+            folder: _sources(files, root, inside, folder, set(stems.values()))
+            for folder in sorted({picture.split("/")[0] for picture in stems})
+        }
+        for picture, stem in stems.items():
+            folder = picture.split("/")[0]
             source, mask = sources[folder].get(stem), masks.get(f"{folder.lower()}/{stem}")
             records.append(Record(picture, label, source=source, mask=mask))
     return FileSource(files, root, chosen, records)
 
 
-def _sources(files: Files, root: str, inside: list[str], folder: str) -> dict[str, str]:
+def _sources(
+    files: Files, root: str, inside: list[str], folder: str, stems: set[str]
+) -> dict[str, str]:
     """Source by lower-case file stem, for the table's case may differ: NORMAL-1, Normal-1.png."""
     wanted = {f"{folder}.metadata{suffix}".lower() for suffix in (".csv", ".xlsx")}
     sources = {}
     for table in (name for name in inside if name.lower() in wanted):
-        for row in read_table(files, root + table):
-            source = row.get("source") or row.get("url")
-            if source and "file name" in row:
-                sources[_stem(row["file name"])] = source
+        rows = read_table(files, root + table)
+        named = {
+            _stem(row["file name"]): row.get("source") or row.get("url", "")
+            for row in rows
+            if "file name" in row and row.keys() & {"source", "url"}
+        }
+        if not stems & named.keys():
+            columns = ", ".join(sorted({column for row in rows for column in row})) or "none"
+            log.say(
+                f"{files.path}: {table} gives the source of no image; it needs the columns FILE "
+                f"NAME, with the images' names, and SOURCE or URL, and has {columns}"
+            )
+        sources |= named
     return sources
 
 
@@ -92,11 +111,15 @@ def _root(files: Files) -> str:
     if not roots:
         raise _absent(files.path)
     if len(roots) > 1:
-        raise UserError(
-            f"{files.path} holds the database's classes in several places ({', '.join(roots)}); "
-            "name one of them, or read divided data by --config.data.name=folder."
-        )
+        raise _several(files.path, roots)
     return roots[0]
+
+
+def _several(path: Path, roots: Sequence[str]) -> UserError:
+    return UserError(
+        f"{path} holds the database's classes in several places ({', '.join(roots)}); name one of "
+        "them, or read divided data by --config.data.name=folder."
+    )
 
 
 def _absent(path: Path) -> UserError:
@@ -114,9 +137,15 @@ def _locate(path: Path) -> Path:
     level = [path]
     for _ in range(_DEPTH + 1):
         below = {folder: _folders(folder) for folder in level}
-        for folder, children in below.items():
-            if len({_CLASS_OF.get(child.name.lower()) for child in children} - {None}) > 1:
-                return folder
+        found = [
+            folder
+            for folder, children in below.items()
+            if len({_CLASS_OF.get(child.name.lower()) for child in children} - {None}) > 1
+        ]
+        if len(found) > 1:
+            raise _several(path, [f"{folder.relative_to(path)}/" for folder in found])
+        if found:
+            return found[0]
         level = [child for children in below.values() for child in children]
     try:
         archives = [file for file in sorted(path.iterdir()) if _holds_database(file)]

@@ -132,7 +132,7 @@ class FileSource:
         name = self.records[i].mask
         if name is None:
             return None
-        mask = images.decode(self._files.read(self._root + name), name)
+        mask = images.decode_mask(self._files.read(self._root + name), name)
         return np.where(images.resize(mask, size) > 127, np.uint8(255), np.uint8(0))
 
     def _digest(self, name: str) -> str:
@@ -197,7 +197,9 @@ def read_file(path: Path, name: str) -> bytes:
 
 
 def _walk(top: Path) -> Iterator[str]:
-    """Regular files below `top`. Links are followed, but no folder is entered twice.
+    """Regular files below `top`, and links that lead nowhere: reading one says so.
+
+    Links are followed, but no folder is entered twice.
 
     Folders below `top` come before links, so that none loses its files to a link to it; of several
     links to one folder elsewhere, the first by name counts.
@@ -218,7 +220,7 @@ def _walk(top: Path) -> Iterator[str]:
                 if entry.is_dir():
                     inside = links if entry.is_symlink() else folders
                     inside.append(f"{prefix}{entry.name}/")
-                elif entry.is_file():
+                elif entry.is_file() or not os.path.exists(entry.path):
                     yield prefix + entry.name
 
 

@@ -34,8 +34,9 @@ def make_splits(
 
     Parts given by the data (folders named train, validation, test) are kept as they are. A missing
     test or validation part is carved out of the training part, never out of another: first the
-    test set, `test_fraction` of each class, then validation, `validation_fraction` of what is left.
-    Groups go to one side whole and count for their most frequent class.
+    test set, `test_fraction` of each class in the training part, then validation,
+    `validation_fraction` of what is left. Groups go to one side whole and count for their most
+    frequent class; those that a given part shares are carved out last.
 
     Args:
       labels: int [N].
@@ -68,6 +69,9 @@ def make_splits(
             chosen[split] = pool.astype(np.int32)
             continue
         units = _units(pool, labels, groups, names, seed)
+        if carve:
+            shared = np.isin(groups, groups[~np.isin(parts, ("train", "taken"))])
+            units.sort(key=lambda unit: shared[unit[0][0]])  # stable; a group is so as a whole
         quota = wanted[split] if wanted else None
         chosen[split] = _of_each_class(units, kinds, split, quota, fractions.get(split, 0.0))
         if carve:
@@ -100,6 +104,11 @@ def holding_out(
             f"config field data.hold_out_source is {source!r}, from which no image comes; {hint}."
         )
     near_it = np.isin(groups, groups[held_out])
+    if near_it.all():
+        raise UserError(
+            f"config field data.hold_out_source is {source!r}, from which all images come, or "
+            "copies of them; without others there is nothing to train on."
+        )
     return tuple(
         "test" if out else "left out" if near else None
         for out, near in zip(held_out, near_it, strict=True)

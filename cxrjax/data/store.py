@@ -25,7 +25,7 @@ from cxrjax.data.sources import Source
 from cxrjax.errors import MALFORMED, UserError, writing
 from cxrjax.threads import in_order
 
-FORMAT = 2  # raise it whenever a store built by older code would hold other bytes
+FORMAT = 3  # raise it whenever a store built by older code would hold other bytes
 _BUILDING = "building-"
 _ABANDONED = 24 * 3600  # seconds after which a half-built store is nobody's
 
