@@ -14,6 +14,7 @@ from cxrjax import bootstrap
 SEEN = "was fitted on images that the network was trained on: its probabilities are too sure"
 _COLDEST, _HOTTEST = 0.05, 20.0  # temperatures looked at; separable data would ask for 0
 _HALVINGS = 50  # of that range, on a logarithmic scale: to the last digit of float32
+_GRID = np.geomspace(_COLDEST, _HOTTEST, 97)  # where the refits of the resamples are tabulated
 
 
 def logits(probabilities: np.ndarray) -> np.ndarray:
@@ -23,24 +24,28 @@ def logits(probabilities: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def fit_temperature(z: jax.Array, labels: jax.Array) -> jax.Array:
+def fit_temperature(z: jax.Array, labels: jax.Array, groups: int | None = None) -> jax.Array:
     """The temperature T for which softmax(z / T) has the least mean log loss.
 
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2. In 1/T the loss is convex; its
-    slope is a sum over examples of the mean logit minus that of the true class, and the zero of it
-    is found by bisection of log T within [0.05, 20], whose ends are given where the zero lies
-    outside.
+    Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2, with the targets of Platt 1999
+    (Probabilistic outputs for support vector machines, section 2.2): a share 1 / (G + 2) of each
+    target lies on the other classes, alike on each. Without it a split where all answers are right
+    would make every answer certain; with many images it vanishes. In 1/T the loss is convex; its
+    slope is a sum over examples of the mean logit minus that of the target, and the zero of it is
+    found by bisection of log T within [0.05, 20], whose ends are given where the zero lies outside.
 
     Args:
       z: float32 [N, K]; labels: int [N].
+      groups: G, how many independent examples there are; None: N.
     Returns:
       float32 [].
     """
+    others = 1 / ((len(labels) if groups is None else groups) + 2)
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) / 2
-        too_cold = jnp.sum(_slopes(z, labels, jnp.exp(middle))[0]) > 0
+        too_cold = jnp.sum(_slopes(z, labels, others, jnp.exp(middle))) > 0
         return jnp.where(too_cold, middle, low), jnp.where(too_cold, high, middle)
 
     ends = jnp.log(jnp.float32(_COLDEST)), jnp.log(jnp.float32(_HOTTEST))
@@ -48,13 +53,25 @@ def fit_temperature(z: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.exp((low + high) / 2)
 
 
-@jax.jit
-def _slopes(z: jax.Array, labels: jax.Array, temperature: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First and second derivative of each example's log loss in 1 / T, float [N] each."""
-    p = jax.nn.softmax(z / temperature, axis=-1)
-    mean = jnp.sum(p * z, axis=-1)
+def _slopes(z: jax.Array, labels: jax.Array, others: Any, temperature: jax.Array) -> jax.Array:
+    """Derivative of each example's log loss in 1 / T, float32 [N].
+
+    Args:
+      others: the share of the target that the classes other than the true one have together.
+    """
+    mean = jnp.sum(jax.nn.softmax(z / temperature, axis=-1) * z, axis=-1)
     chosen = jnp.take_along_axis(z, labels[:, None], axis=-1)[:, 0]
-    return mean - chosen, jnp.sum(p * jnp.square(z - mean[:, None]), axis=-1)
+    rest = (jnp.sum(z, axis=-1) - chosen) / (z.shape[1] - 1)
+    return mean - (1 - others) * chosen - others * rest
+
+
+@jax.jit
+def _table(z: jax.Array, labels: jax.Array, groups: int) -> jax.Array:
+    """`_slopes` at each temperature of the grid, float32 [97, N]."""
+    return jax.lax.map(
+        lambda temperature: _slopes(z, labels, 1 / (groups + 2), temperature),
+        jnp.asarray(_GRID, jnp.float32),
+    )
 
 
 def temperature_entry(
@@ -62,17 +79,29 @@ def temperature_entry(
 ) -> dict[str, Any]:
     """The fitted temperature as {value, low, high, n}.
 
-    The interval is that of a one-step bootstrap: each resample takes one Newton step from the
-    fitted value instead of a fit of its own (Davison & Hinkley 1997, section 2.8).
+    The interval is that of a bootstrap over groups that fits each resample anew, to a thousandth
+    or so: the zero of its slope, between two temperatures of a grid.
+
+    Args:
+      probabilities: float [N, K]; labels: int [N]; groups: int [N].
     """
     z, truth = jnp.asarray(logits(probabilities)), jnp.asarray(labels)
-    fitted = fit_temperature(z, truth)
-    first, second = (np.asarray(part, np.float64) for part in _slopes(z, truth, fitted))
-    drawn = bootstrap.totals(np.stack([first, second], 1), groups, resamples, seed)
-    curvature = np.maximum(drawn[:, 1], np.finfo(np.float64).tiny)
-    inverse = 1 / float(fitted) - (drawn[:, 0] - first.sum()) / curvature
-    inverse = np.clip(inverse, 1 / _HOTTEST, 1 / _COLDEST)
-    return bootstrap.entry(float(fitted), 1 / inverse, len(labels))
+    count = len(np.unique(groups))
+    # float32 of the bounds is not quite the bounds.
+    fitted = float(np.clip(float(fit_temperature(z, truth, count)), _COLDEST, _HOTTEST))
+    slopes = np.asarray(_table(z, truth, count), np.float64).T
+    refits = _zeros(bootstrap.totals(slopes, groups, resamples, seed))
+    found = bootstrap.entry(fitted, refits, len(labels))
+    return found | {"low": min(found["low"], fitted), "high": max(found["high"], fitted)}
+
+
+def _zeros(slopes: np.ndarray) -> np.ndarray:
+    """Where slopes [R, 97], which fall along the grid, pass 0: float64 [R], within its ends."""
+    rows = np.arange(len(slopes))
+    after = np.clip((slopes > 0).sum(axis=1), 1, len(_GRID) - 1)
+    before, past = slopes[rows, after - 1], slopes[rows, after]
+    share = before / np.maximum(before - past, np.finfo(np.float64).tiny)
+    return np.interp(after - 1 + np.clip(share, 0, 1), np.arange(len(_GRID)), _GRID)
 
 
 def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:

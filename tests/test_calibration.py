@@ -16,9 +16,26 @@ def sample(n=400, k=4, temperature=1.0, seed=0):
     return labels, special.softmax(z * temperature, axis=1), true
 
 
+def certain(n, mistakes, k=2, seed=3):
+    """Answers at .80 to .97, of which so many are wrong: all errors come from few images."""
+    rng = np.random.default_rng(seed)
+    labels, sure = rng.integers(0, k, n), rng.uniform(0.8, 0.97, n)
+    told = np.where(np.arange(n) < mistakes, (labels + 1) % k, labels)
+    of_told = np.arange(k)[None] == told[:, None]
+    return labels, np.where(of_told, sure[:, None], (1 - sure[:, None]) / (k - 1))
+
+
+def log_loss(probabilities, labels):
+    return -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+
+
 def loss(t, probabilities, labels):
-    z = np.log(probabilities) / t
-    return np.mean(special.logsumexp(z, axis=1) - z[np.arange(len(labels)), labels])
+    """The log loss whose targets put 1 / (n + 2) on the classes that are not the true one."""
+    log_p = special.log_softmax(np.log(probabilities) / t, axis=1)
+    n, k = probabilities.shape
+    target = np.full([n, k], 1 / (n + 2) / (k - 1))
+    target[np.arange(n), labels] = 1 - 1 / (n + 2)
+    return -(target * log_p).sum(axis=1).mean()
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -34,13 +51,33 @@ def test_the_temperature_is_that_of_a_general_minimiser(k, temperature):
     assert got == pytest.approx(temperature, rel=0.25)
 
 
-def test_separable_and_senseless_predictions_end_at_the_bounds():
+def test_unsure_and_senseless_predictions_end_at_the_bounds():
+    """All right at hardly more than 1/2 asks for less than .05; all wrong, for more than any."""
     labels = np.arange(20) % 2
-    right = np.where(np.arange(2)[None] == labels[:, None], 0.9, 0.1)
-    for probabilities, wanted in ((right, 0.05), (1 - right, 20.0), (right * 0 + 0.5, None)):
+    truth = np.arange(2)[None] == labels[:, None]
+    unsure, right = np.where(truth, 0.51, 0.49), np.where(truth, 0.9, 0.1)
+    for probabilities, wanted in ((unsure, 0.05), (1 - right, 20.0), (right * 0 + 0.5, None)):
         z = calibration.logits(probabilities)
         got = float(calibration.fit_temperature(z, labels))
         assert got == pytest.approx(wanted, rel=1e-5) if wanted else np.isfinite(got)
+        entry = calibration.temperature_entry(probabilities, labels, np.arange(20), 100, 0)
+        assert 0.05 <= entry["low"] <= entry["value"] <= entry["high"] <= 20
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_split_without_a_mistake_makes_no_answer_certain(k):
+    """Of n right answers at .9, what is fitted is n + 1 right of n + 2, not all of them."""
+    labels = np.arange(20) % k
+    probabilities = np.where(np.arange(k)[None] == labels[:, None], 0.9, 0.1 / (k - 1))
+    entry = calibration.temperature_entry(probabilities, labels, np.arange(20), 200, 0)
+    got = calibration.scaled(probabilities, entry["value"]).max(axis=1)
+    np.testing.assert_allclose(got, 21 / 22, rtol=1e-4)
+    labels, probabilities = certain(60, 0, k)
+    entry = calibration.temperature_entry(probabilities, labels, np.arange(60), 200, 0)
+    assert entry["low"] <= entry["value"] <= entry["high"] and entry["low"] < entry["high"]
+    labels, probabilities = certain(200, 10, k, seed=2)  # new images, of which some are told wrong
+    after = log_loss(calibration.scaled(probabilities, entry["value"]), labels)
+    assert after <= 1.1 * log_loss(probabilities, labels)
 
 
 def test_scaling_keeps_the_order_and_certain_answers_finite():
@@ -65,19 +102,20 @@ def test_the_interval_of_the_temperature_covers_the_truth():
     assert 87 <= covered <= 100  # 95, give or take 3.5 standard errors
 
 
-def test_the_interval_of_the_temperature_is_near_that_of_refits():
-    """One Newton step from the fitted value stands for a fit of each resample's own."""
-    labels, probabilities, _ = sample(n=300, temperature=2.0)
-    entry = calibration.temperature_entry(probabilities, labels, np.arange(300), 200, 3)
+@pytest.mark.parametrize("mistakes", [None, 2, 3, 4])
+def test_the_interval_of_the_temperature_is_that_of_refits(mistakes):
+    """Each resample has a fit of its own, however few mistakes there are to draw."""
+    labels, probabilities = sample(n=300, temperature=2.0)[:2]
+    if mistakes:
+        labels, probabilities = certain(100, mistakes)
+    everyone = np.arange(len(labels))
+    entry = calibration.temperature_entry(probabilities, labels, everyone, 200, 3)
     z, refits = calibration.logits(probabilities), []
-    for w in np.concatenate(list(bootstrap.weights(np.arange(300), 200, 3))).astype(int):
-        rows = np.repeat(np.arange(300), w)
+    for w in np.concatenate(list(bootstrap.weights(everyone, 200, 3))).astype(int):
+        rows = np.repeat(everyone, w)
         refits.append(float(calibration.fit_temperature(z[rows], labels[rows])))
-    low, high = np.percentile(refits, [2.5, 97.5])
-    assert (entry["low"], entry["high"]) == (
-        pytest.approx(low, abs=0.1 * (high - low)),
-        pytest.approx(high, abs=0.1 * (high - low)),
-    )
+    wanted = np.percentile(refits, [2.5, 97.5])
+    assert (entry["low"], entry["high"]) == pytest.approx(tuple(wanted), rel=0.01)
 
 
 def test_copies_do_not_narrow_the_interval_of_the_temperature():
