@@ -22,7 +22,7 @@ ECE_BINS = 15
 _CALL = 2**26  # counts handed to one call: 64 MiB, so 10,000 resamples of 4,000 examples are one
 _NEAR = 2**16  # numbers drawn at a time: they stay in the nearer caches
 _PAD = 512  # examples are padded to a multiple of it
-_FEW = 10  # groups on one side of a share, below which its resamples tell too little
+FEW = 10  # groups on one side of a share, below which its resamples tell too little
 _BLOCK = 2**22  # weights in memory at a time, as float64: 32 MiB
 
 
@@ -195,7 +195,7 @@ def widened(value: Any, low: Any, high: Any, groups: int) -> tuple[Any, Any]:
     doi:10.1093/biomet/26.4.404).
     """
     hits, misses = value * groups, (1 - value) * groups
-    if not min(hits, misses) < _FEW:  # NaN too
+    if not min(hits, misses) < FEW:  # NaN too
         return low, high
     if hits > 0:
         low = min(low, special.betaincinv(hits, misses + 1, 0.025))
