@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import bootstrap, conformal
 
 
-@jax.jit
-def risk_coverage(confidence: jax.Array, wrong: jax.Array) -> tuple[jax.Array, jax.Array]:
+def risk_coverage(confidence: np.ndarray, wrong: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Share of wrong answers among the k most confident ones, for k = 1 .. N.
 
     Geifman & El-Yaniv 2017, https://arxiv.org/abs/1705.08500, equations 1 and 2. Equal confidences
     are answered together, so all of them carry the risk of the whole tie.
 
     Args:
-      confidence: float [N]; wrong: bool [N].
+      confidence: float [N]; in float32 most that are near 1 would be equal. wrong: bool [N].
     Returns:
-      coverage k / N and risk, float [N] each; the mean of the risk is the area under the curve.
+      coverage k / N and risk, float64 [N] each; the mean of the risk is the area under the curve.
     """
     n = len(confidence)
-    order = jnp.argsort(-confidence, stable=True)
-    ranked = confidence[order]
-    end = jnp.searchsorted(-ranked, -ranked, side="right")  # answers up to the end of its tie
-    mistakes = jnp.cumsum(wrong[order].astype(jnp.float32))
-    return jnp.arange(1, n + 1) / n, mistakes[end - 1] / end
+    order = np.argsort(-confidence, kind="stable")
+    ranked = -confidence[order]
+    end = np.searchsorted(ranked, ranked, side="right")  # answers up to the end of its tie
+    return np.arange(1, n + 1) / n, np.cumsum(wrong[order])[end - 1] / end
 
 
 def abstention_threshold(confidence: np.ndarray, coverage: float) -> float:

@@ -157,7 +157,7 @@ def _risk(test: Split, probabilities: np.ndarray, resamples: int, seed: int) -> 
     """The risk-coverage curve at some coverages, with intervals, and the area under all of it."""
     confidence = probabilities.max(axis=1)
     wrong = probabilities.argmax(axis=1) != test.labels
-    risk = np.asarray(selective.risk_coverage(confidence, wrong)[1])
+    risk = selective.risk_coverage(confidence, wrong)[1]
     cuts = [selective.abstention_threshold(confidence, k / _GRID) for k in range(1, _GRID + 1)]
     given = confidence[:, None] >= np.array(cuts)[None]
     summed = np.concatenate([given, given & wrong[:, None]], axis=1).astype(float)

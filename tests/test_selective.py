@@ -19,6 +19,14 @@ def test_risk_is_that_of_all_who_are_as_sure(pairs):
         assert got == pytest.approx(wrong[confidence >= cut].mean(), rel=1e-6)
 
 
+def test_very_sure_answers_are_not_all_as_sure():
+    """1 - 1e-9 and 1 - 2e-9 are one number in float32: a tie that hides where the mistakes are."""
+    confidence = 1 - np.array([2e-9, 1e-9, 3e-9, 4e-9])
+    coverage, risk = selective.risk_coverage(confidence, np.array([False, False, True, True]))
+    np.testing.assert_allclose(coverage, [0.25, 0.5, 0.75, 1])
+    np.testing.assert_allclose(risk, [0, 0, 1 / 3, 1 / 2])
+
+
 @pytest.mark.parametrize("coverage", [0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("n", [1, 10, 37])
 def test_the_cut_answers_just_enough(coverage, n):
