@@ -12,6 +12,8 @@ from cxrjax import cli, verdict
 from cxrjax.errors import UserError, writing
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cxrjax.predictions import Run
 
 _EPILOG = """\
@@ -66,7 +68,7 @@ def _run(argv: Sequence[str]) -> int:
         [run.splits["test"].probabilities for run in runs],
         names,
         runs[0].classes,
-        test.groups,
+        _groups(runs),
         arguments.resamples,
         arguments.seed,
     )
@@ -107,6 +109,31 @@ def _check(runs: Sequence[Run]) -> None:
             f"and {len(other.labels)}, {shared} in both); train both on the same data with the "
             "same data.classes, data.split_seed, data.test_fraction and data.draw."
         )
+
+
+def _groups(runs: Sequence[Run]) -> np.ndarray:
+    """Which test images belong together, int [N], as the runs that kept their groups have it.
+
+    Where none did (runs of older versions), every image is alone.
+    """
+    import numpy as np
+
+    kept = [run for run in runs if (run.folder / "groups.json").exists()] or runs[:1]
+    found = []
+    for run in kept:
+        # By the first image of each group: the same for whatever numbers stand for the groups.
+        _, first, member = np.unique(
+            run.splits["test"].groups, return_index=True, return_inverse=True
+        )
+        found.append(first[member])
+        if (found[0] != found[-1]).any():
+            counts = " and ".join(str(len(np.unique(of))) for of in (found[0], found[-1]))
+            raise UserError(
+                f"{kept[0].folder} and {run.folder} group the test images differently ({counts} "
+                "groups); train both on the same data at one data.image_size, or delete the "
+                "groups.json that is wrong."
+            )
+    return found[0]
 
 
 def _same_data(first: Run, second: Run) -> bool:

@@ -80,6 +80,36 @@ def test_a_run_of_an_older_version_can_be_compared(runs, tmp_path):
     assert command(other, runs[0]) == 0
 
 
+@pytest.mark.parametrize("without", [0, 1])
+def test_groups_are_those_of_any_run_that_kept_them(tmp_path, without):
+    """Whichever is named first; and equal groups are equal by whatever numbers they are called."""
+    pair = [make(tmp_path / name, q) for name, q in (("a", 0.95), ("b", 0.7))]
+    kept = pair[1 - without] / "groups.json"
+    found = [compared(pair, tmp_path)]
+    (pair[without] / "groups.json").unlink()
+    found += [compared(pair, tmp_path), compared(pair[::-1], tmp_path)]
+    groups = json.loads(kept.read_text())
+    change(kept, test=[1000 - of for of in groups["test"]])
+    found += [compared(pair, tmp_path)]
+    assert all(of == found[0] for of in found)
+    kept.unlink()  # every image alone: other intervals
+    assert compared(pair, tmp_path) != found[0]
+
+
+def compared(runs, tmp_path):
+    assert command(*runs, "--out", tmp_path / "out") == 0
+    return json.loads((tmp_path / "out" / "comparison.json").read_text())["pairs"]
+
+
+def test_runs_with_other_groups_are_refused_in_a_sentence(runs, tmp_path, capsys):
+    other = make(tmp_path / "other")
+    change(other / "groups.json", test=list(range(160)))
+    assert command(runs[0], other) == 2
+    told = capsys.readouterr().err
+    assert f"{runs[0]} and {other} group the test images differently (80 and 160 groups)" in told
+    assert told.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
