@@ -92,11 +92,15 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _disease(run: Run, asked: str | None) -> int:
-    by_name = {name.lower(): k for k, name in enumerate(run.classes)}
-    if (name := (asked or "COVID").lower()) in by_name:
-        return by_name[name]
-    what = f"no class is named {asked}" if asked else "no class is named COVID"
-    raise UserError(f"{run.folder}: {what}; name one by --disease: {', '.join(run.classes)}.")
+    name = asked or "COVID"
+    found = [k for k, of in enumerate(run.classes) if of == name] or [
+        k for k, of in enumerate(run.classes) if of.lower() == name.lower()
+    ]
+    if len(found) == 1:
+        return found[0]
+    what = "several classes are" if found else "no class is"
+    choices = ", ".join([run.classes[k] for k in found] or run.classes)
+    raise UserError(f"{run.folder}: {what} named {name}; name one by --disease: {choices}.")
 
 
 def page(found: dict[str, Any]) -> str:

@@ -142,6 +142,18 @@ def test_without_a_class_of_that_name_or_calibration(tmp_path, capsys):
     assert "calibration.json cannot be read" in capsys.readouterr().err
 
 
+def test_classes_that_differ_in_case_only_are_told_apart(tmp_path, capsys):
+    other = make(tmp_path / "other", classes=("covid", "COVID", "Normal"))
+    for asked, wanted in ((["--disease", "covid"], "covid"), ([], "COVID")):
+        assert command(other, *asked) == 0
+        assert json.loads((other / "decision.json").read_text())["disease"] == wanted
+    capsys.readouterr()
+    assert command(other, "--disease", "Covid") == 2
+    told = capsys.readouterr().err
+    assert "several classes are named Covid; name one by --disease: covid, COVID." in told
+    assert told.count("\n") == 1
+
+
 def test_a_test_split_of_one_class_is_a_sentence(tmp_path, capsys):
     """As where a source of COVID films alone is held out."""
     single = make(tmp_path / "single", n=1)
