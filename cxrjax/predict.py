@@ -99,20 +99,21 @@ def calibration(folder: Path) -> tuple[float, float]:
     """
     from cxrjax import log
     from cxrjax.calibration import SEEN
-    from cxrjax.errors import UserError
+    from cxrjax.errors import MALFORMED, UserError
 
     path = folder / "calibration.json"
     if not path.is_file():
         return 1.0, 0.0
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        temperature = float((found.get("temperature") or {}).get("value") or 1.0)
+        fitted = (found.get("temperature") or {}).get("value")
+        temperature = 1.0 if fitted is None else float(fitted)
         threshold = float((found.get("abstention") or {}).get("threshold") or 0.0)
-        if not (temperature > 0 and 0 <= threshold <= 1):
+        if not (0 < temperature < float("inf") and 0 <= threshold <= 1):
             raise ValueError("temperature or threshold out of range")
         if found.get("fitted_on_training_images"):
             log.say(f"{path} {SEEN}")
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, *MALFORMED) as error:
         raise UserError(f"{path} cannot be used ({error}); delete it or calibrate anew.") from error
     return temperature, threshold
 

@@ -12,7 +12,7 @@ import pytest
 from finished_runs import CLASSES, change, make, split
 from test_trained import tiny
 
-from cxrjax import compare, config, decide, loop, predictions, trained
+from cxrjax import compare, config, decide, loop, predict, predictions, trained
 from cxrjax.audit import run as audit
 from cxrjax.errors import UserError
 from cxrjax.report import __main__ as report
@@ -186,6 +186,36 @@ def test_a_decision_needs_a_calibration(tmp_path, capsys, content):
     assert COMMANDS["decide"](run, run) == 2
     told = capsys.readouterr().err
     assert "calibration.json cannot be read" in told and "train it again" in told
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        DEEP,
+        "[]",
+        '{"temperature": {"value": 0}}',
+        '{"temperature": {"value": -1}}',
+        '{"temperature": {"value": NaN}}',
+        '{"temperature": {"value": Infinity}}',
+        '{"temperature": {"value": 1%s}}' % ("0" * 400),
+        '{"abstention": {"threshold": 1%s}}' % ("0" * 400),
+        '{"abstention": {"threshold": [1]}}',
+    ],
+)
+def test_a_prediction_takes_no_damaged_calibration(tmp_path, content):
+    (tmp_path / "calibration.json").write_text(content)
+    with pytest.raises(UserError, match=r"calibration\.json cannot be used \(.*\); delete it or"):
+        predict.calibration(tmp_path)
+
+
+def test_a_calibration_without_an_entry_leaves_answers_as_they_are(tmp_path):
+    assert predict.calibration(tmp_path) == (1, 0)
+    (tmp_path / "calibration.json").write_text('{"temperature": {"value": null}}')
+    assert predict.calibration(tmp_path) == (1, 0)
+    (tmp_path / "calibration.json").write_text(
+        '{"temperature": {"value": 2}, "abstention": {"threshold": 0.7}}'
+    )
+    assert predict.calibration(tmp_path) == (2, 0.7)
 
 
 @pytest.mark.parametrize("content", ["null", "5", "[]", "{}", '{"test": {}}', DEEP])
