@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cxrjax import lungs
 from cxrjax.errors import UserError
@@ -108,6 +110,110 @@ def test_halves_share_no_near_duplicates(phantoms):
     assert len(one.names) + len(other.names) == 96
     originals = [{name.removeprefix("copy of ") for name in part.names} for part in (one, other)]
     assert not originals[0] & originals[1]
+
+
+def annotated(folder, sites=("",), count=3, lungs=20):
+    """Films of one grey each, whose lungs are the first columns; more of them at later sites."""
+    for k, site in enumerate(sites):
+        for kind in ("images", "masks"):
+            (folder / site / kind).mkdir(parents=True)
+        for i in range(count):
+            film, mask = np.full((64, 64), 60 + 40 * k + i, np.uint8), np.zeros((64, 64), np.uint8)
+            mask[:, : lungs + 20 * k] = 255
+            Image.fromarray(film).save(folder / site / "images" / f"{i}.png")
+            Image.fromarray(mask).save(folder / site / "masks" / f"{i}.png")
+    return folder
+
+
+def test_films_are_paired_within_their_folder(tmp_path):
+    """Two hospitals count their films alike: all are kept, each with the mask of its own."""
+    folder = annotated(tmp_path / "films", sites=("a", "b"))
+    (folder / "b" / "masks" / "0.png").unlink()
+    found = training.annotated_films(folder)
+    assert found.names == ("a/0", "a/1", "b/1", "a/2", "b/2")
+    assert found.films[:, 0, 0].tolist() == [60, 61, 101, 62, 102]
+    wide = found.masks[:, 0].mean(axis=1) * 64
+    assert wide == pytest.approx([20, 20, 40, 20, 40], abs=1)
+    assert training.annotated_films(folder / "a").names == ("0", "1", "2")
+
+
+def refused(capsys, *arguments):
+    """What is told of bad input: one sentence."""
+    assert command.main([*map(str, arguments)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("cxrjax: ") and told.count("\n") == 1
+    return told
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Training, or so much as drawing phantoms, is the failure of a test."""
+    for name in ("train", "phantoms"):
+        monkeypatch.setattr(training, name, lambda *_, **__: pytest.fail("it began"))
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--phantoms"])
+@pytest.mark.parametrize("count", [0, -5])
+@pytest.mark.usefixtures("untrained")
+def test_nothing_to_train_on_or_for_is_told(tmp_path, capsys, flag, count):
+    told = refused(capsys, "train", f"{flag}={count}", "--out", tmp_path / "w.npz")
+    assert f"{flag} is {count}; give 1 or more." in told
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("nowhere/w.npz", "no such file or directory; choose another --out."),
+        ("file/w.npz", "not a directory; choose another --out."),
+        ("folder", "is a directory; choose another --out."),
+    ],
+)
+@pytest.mark.usefixtures("untrained")
+def test_where_weights_cannot_be_written_is_told_before_training(tmp_path, capsys, out, words):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    told = refused(capsys, "train", "--phantoms=2", "--steps=1", "--out", tmp_path / out)
+    assert f"cannot write to {tmp_path / out}: {words}" in told
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
+
+
+@pytest.mark.usefixtures("untrained")
+def test_a_single_film_has_no_half_to_train_on(tmp_path, capsys):
+    folder = annotated(tmp_path / "films", count=1)
+    told = refused(
+        capsys, "train", "--masks", folder, "--phantoms=2", "--steps=1", "--out", tmp_path / "w.npz"
+    )
+    assert f"{folder} holds one film, or copies of one: no half is left to train on" in told
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_broken_film_or_mask_is_told(tmp_path, capsys, kind):
+    folder = annotated(tmp_path / "films")
+    (folder / kind / "1.png").write_bytes(b"no image")
+    told = refused(capsys, "evaluate", "--masks", folder)
+    assert f"{kind}/1.png: its content is not PNG" in told and str(folder) in told
+
+
+@pytest.mark.parametrize("damage", ["an array", "a bad stream", "words"])
+def test_weights_that_are_no_weights_are_told(tmp_path, capsys, damage):
+    weights = tmp_path / "w.npz"
+    if damage == "an array":
+        weights = tmp_path / "w.npy"
+        np.save(weights, np.zeros(3))
+    elif damage == "words":
+        np.savez(weights, **{name: np.array("x") for name in network.init(0)})
+    else:
+        data = bytearray(segment.WEIGHTS.read_bytes())
+        with zipfile.ZipFile(segment.WEIGHTS) as archive:
+            member = archive.infolist()[4]
+        # A block of the kind that deflate does not have, in the middle of an array.
+        data[member.header_offset + 30 + len(member.filename) + 20] = 0xFF
+        weights.write_bytes(data)
+    told = refused(
+        capsys, "evaluate", "--masks", annotated(tmp_path / "films"), "--weights", weights
+    )
+    assert f"weights {weights} cannot be read (" in told
+    assert told.endswith("; make them anew by python -m cxrjax.lungs train.\n")
 
 
 def test_damaged_weights_are_told(tmp_path, capsys):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from cxrjax import cli
+from cxrjax.errors import UserError, writing
 
 _MASKS = "folder or zip with images/ and masks/ of the same stems"
 
@@ -42,20 +46,40 @@ def _train(arguments: argparse.Namespace) -> int:
     from cxrjax import log
     from cxrjax.lungs import segment, training
 
-    parts = [training.phantoms(arguments.phantoms, seed=2**20)]  # not those of the configs
+    for flag, count in (("--phantoms", arguments.phantoms), ("--steps", arguments.steps)):
+        if count < 1:
+            raise UserError(f"{flag} is {count}; give 1 or more.")
+    out = Path(arguments.out) if arguments.out else segment.WEIGHTS
+    _look_at(out)
+    annotated = []
     if arguments.masks:
-        annotated, _ = training.halves(training.annotated_films(Path(arguments.masks)))
-        parts += [annotated, annotated]  # twice their share: they are what is to be segmented
+        half, _ = training.halves(training.annotated_films(Path(arguments.masks)))
+        if not half.names:
+            raise UserError(
+                f"{arguments.masks} holds one film, or copies of one: no half is left to train on; "
+                "give more films, or leave --masks out."
+            )
+        annotated = [half, half]  # twice their share: they are what is to be segmented
+    drawn = training.phantoms(arguments.phantoms, seed=2**20)  # not those of the configs
+    parts = [drawn, *annotated]
     params = training.train(parts, arguments.steps)
     held_back = training.phantoms(200, seed=2**20 + 1)
     found = training.mean_interval(training.dice(held_back, params))
-    out = Path(arguments.out) if arguments.out else segment.WEIGHTS
     trained_on = f"{arguments.phantoms} phantoms"
     if arguments.masks:
         trained_on += f", {len(parts[1].names)} annotated films"
     segment.save(out, params, trained_on=trained_on)
     sys.stdout.write(log.json_line({"weights": str(out), "dice_on_phantoms": found}))
     return _report(arguments.masks, out) if arguments.masks else 0
+
+
+def _look_at(out: Path) -> None:
+    """Refuses a place where nothing can be written, before the work and not after it."""
+    with writing(out, "choose another --out"):
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:

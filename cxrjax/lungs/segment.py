@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from cxrjax import log
-from cxrjax.errors import UserError, writing
+from cxrjax.errors import MALFORMED, UserError, reason, writing
 from cxrjax.lungs import network
 from cxrjax.threads import in_order
 
@@ -22,6 +23,7 @@ WEIGHTS = Path(__file__).with_name("weights.npz")
 _BATCH = 64
 _SMALLEST = 0.02  # of the film: smaller pieces are no lung
 _FLAT = 2.0  # grey levels; films that vary less show nothing
+_UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _run = jax.jit(network.apply)
 
 
@@ -94,10 +96,10 @@ def load(path: Path) -> network.Params:
     try:
         with np.load(path, allow_pickle=False) as kept:
             params = {name: jnp.asarray(kept[name], jnp.float32) for name in wanted}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (*_UNREADABLE, *MALFORMED) as error:
         raise UserError(
-            f"the lung segmentation's weights {path} cannot be read ({error}); make them anew by "
-            "python -m cxrjax.lungs train."
+            f"the lung segmentation's weights {path} cannot be read ({reason(error)}); make them "
+            "anew by python -m cxrjax.lungs train."
         ) from error
     for name, array in params.items():
         if array.shape != wanted[name].shape:

@@ -48,31 +48,37 @@ def phantoms(count: int, seed: int) -> Annotated:
 
 
 def annotated_films(path: Path) -> Annotated:
-    """Films in images/ with lung masks of the same stem in masks/, anywhere in a folder or zip.
+    """Films in images/ with lung masks of the same stem in the masks/ beside it.
+
+    Both may lie anywhere in a folder or zip, and more than once: a film is named by its stem after
+    the folder that they lie in.
 
     Raises:
-      UserError: when there are none.
+      UserError: when there are none, or one cannot be read.
     """
     files = open_files(path)
-    found: dict[str, dict[str, str]] = {"images": {}, "masks": {}}
+    found: dict[str, dict[tuple[str, str], str]] = {"images": {}, "masks": {}}
     for name in filter(pictures.is_image, files.names):
         where = PurePosixPath(name)
         if where.parent.name in found:
-            found[where.parent.name][where.stem] = name
-    stems = sorted(found["images"].keys() & found["masks"].keys())
-    if not stems:
+            found[where.parent.name][where.stem, str(where.parent.parent)] = name
+    pairs = sorted(found["images"].keys() & found["masks"].keys())
+    if not pairs:
         raise UserError(
             f"{path} holds no films with lung masks; it needs images/ and masks/ with files of the "
             "same stem."
         )
 
-    def read(kind: str, stem: str) -> np.ndarray:
-        name = found[kind][stem]
-        return pictures.resize(pictures.decode(files.read(name), name), network.SIDE)
+    def read(kind: str, pair: tuple[str, str]) -> np.ndarray:
+        name = found[kind][pair]
+        try:
+            return pictures.resize(pictures.decode(files.read(name), name), network.SIDE)
+        except pictures.BrokenImage as broken:
+            raise UserError(f"{path}: {broken}; mend or delete that file.") from broken
 
-    films = np.array([read("images", stem) for stem in stems])
-    masks = np.array([read("masks", stem) > 127 for stem in stems])
-    return Annotated(tuple(stems), films, masks)
+    films = np.array([read("images", pair) for pair in pairs])
+    masks = np.array([read("masks", pair) > 127 for pair in pairs])
+    return Annotated(tuple(str(PurePosixPath(of, stem)) for stem, of in pairs), films, masks)
 
 
 def halves(films: Annotated, seed: int = 0) -> tuple[Annotated, Annotated]:
