@@ -152,12 +152,13 @@ def untrained(monkeypatch):
         monkeypatch.setattr(training, name, lambda *_, **__: pytest.fail("it began"))
 
 
-@pytest.mark.parametrize("flag", ["--steps", "--phantoms"])
-@pytest.mark.parametrize("count", [0, -5])
+@pytest.mark.parametrize(("flag", "least"), [("--steps", 1), ("--phantoms", 4)])
+@pytest.mark.parametrize("below", [1, 6])
 @pytest.mark.usefixtures("untrained")
-def test_nothing_to_train_on_or_for_is_told(tmp_path, capsys, flag, count):
+def test_too_little_to_train_on_or_for_is_told(tmp_path, capsys, flag, least, below):
+    count = least - below
     told = refused(capsys, "train", f"{flag}={count}", "--out", tmp_path / "w.npz")
-    assert f"{flag} is {count}; give 1 or more." in told
+    assert f"{flag} is {count}; give {least} or more." in told
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_nothing_to_train_on_or_for_is_told(tmp_path, capsys, flag, count):
 def test_where_weights_cannot_be_written_is_told_before_training(tmp_path, capsys, out, words):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    told = refused(capsys, "train", "--phantoms=2", "--steps=1", "--out", tmp_path / out)
+    told = refused(capsys, "train", "--phantoms=4", "--steps=1", "--out", tmp_path / out)
     assert f"cannot write to {tmp_path / out}: {words}" in told
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}
 
@@ -181,7 +182,7 @@ def test_where_weights_cannot_be_written_is_told_before_training(tmp_path, capsy
 def test_a_single_film_has_no_half_to_train_on(tmp_path, capsys):
     folder = annotated(tmp_path / "films", count=1)
     told = refused(
-        capsys, "train", "--masks", folder, "--phantoms=2", "--steps=1", "--out", tmp_path / "w.npz"
+        capsys, "train", "--masks", folder, "--phantoms=4", "--steps=1", "--out", tmp_path / "w.npz"
     )
     assert f"{folder} holds one film, or copies of one: no half is left to train on" in told
 

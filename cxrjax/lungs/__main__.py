@@ -46,9 +46,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from cxrjax import log
     from cxrjax.lungs import segment, training
 
-    for flag, count in (("--phantoms", arguments.phantoms), ("--steps", arguments.steps)):
-        if count < 1:
-            raise UserError(f"{flag} is {count}; give 1 or more.")
+    for flag, least in (("phantoms", 4), ("steps", 1)):
+        if (count := getattr(arguments, flag)) < least:
+            raise UserError(f"--{flag} is {count}; give {least} or more.")
     out = Path(arguments.out) if arguments.out else segment.WEIGHTS
     _look_at(out)
     annotated = []
