@@ -112,28 +112,22 @@ def _check(runs: Sequence[Run]) -> None:
 
 
 def _groups(runs: Sequence[Run]) -> np.ndarray:
-    """Which test images belong together, int [N], as the runs that kept their groups have it.
+    """Which test images belong together, int [N]: those that do in any run, chains followed.
 
-    Where none did (runs of older versions), every image is alone.
+    A run may have kept no groups (older versions), or found other near-duplicates at another size.
     """
     import numpy as np
 
-    kept = [run for run in runs if (run.folder / "groups.json").exists()] or runs[:1]
-    found = []
-    for run in kept:
-        # By the first image of each group: the same for whatever numbers stand for the groups.
+    from cxrjax.data.duplicates import group
+
+    pairs = []
+    for run in runs:
         _, first, member = np.unique(
             run.splits["test"].groups, return_index=True, return_inverse=True
         )
-        found.append(first[member])
-        if (found[0] != found[-1]).any():
-            counts = " and ".join(str(len(np.unique(of))) for of in (found[0], found[-1]))
-            raise UserError(
-                f"{kept[0].folder} and {run.folder} group the test images differently ({counts} "
-                "groups); train both on the same data at one data.image_size, or delete the "
-                "groups.json that is wrong."
-            )
-    return found[0]
+        pairs.append(np.stack([np.arange(len(member)), first[member]], axis=1))
+    n = len(pairs[0])
+    return group(n, np.concatenate(pairs), [None] * n)
 
 
 def _same_data(first: Run, second: Run) -> bool:

@@ -135,6 +135,9 @@ def test_films_are_paired_within_their_folder(tmp_path):
     wide = found.masks[:, 0].mean(axis=1) * 64
     assert wide == pytest.approx([20, 20, 40, 20, 40], abs=1)
     assert training.annotated_films(folder / "a").names == ("0", "1", "2")
+    label_map = np.asarray(Image.open(folder / "a/masks/0.png")) // 255  # of 0 and 1
+    Image.fromarray(label_map).save(folder / "a/masks/0.png")
+    np.testing.assert_array_equal(training.annotated_films(folder).masks, found.masks)
 
 
 def refused(capsys, *arguments):

@@ -71,8 +71,9 @@ def annotated_films(path: Path) -> Annotated:
 
     def read(kind: str, pair: tuple[str, str]) -> np.ndarray:
         name = found[kind][pair]
+        decode = pictures.decode_mask if kind == "masks" else pictures.decode
         try:
-            return pictures.resize(pictures.decode(files.read(name), name), network.SIDE)
+            return pictures.resize(decode(files.read(name), name), network.SIDE)
         except pictures.BrokenImage as broken:
             raise UserError(f"{path}: {broken}; mend or delete that file.") from broken
 
