@@ -14,7 +14,7 @@ from typing import Any
 
 from cxrjax import config as config_lib
 from cxrjax.config import Config
-from cxrjax.errors import UserError
+from cxrjax.errors import MALFORMED, UserError
 from cxrjax.models import download
 from cxrjax.run_folder import PLACES, keep_places
 
@@ -157,7 +157,7 @@ def expand(config: Config, grid: Mapping[str, Sequence[Any]], where: str) -> Swe
 def _values(field: str, text: str) -> tuple[Any, ...]:
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (*MALFORMED, SyntaxError, MemoryError):
         value = tuple(part.strip() for part in text.split(",") if part.strip())
     if not isinstance(value, (tuple, list)):
         value = (value,)
