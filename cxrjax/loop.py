@@ -334,6 +334,8 @@ def train_and_evaluate(config: Config, workdir: Path) -> tuple[dict[str, Any], b
     """
     folder = RunFolder(workdir, config)
     try:
+        if config.train.start_from:
+            trained.check_same_start(config, workdir)
         if (result := folder.result()) is not None:
             return result, True
         dataset.located(config.data)  # what is missing is told before weights are downloaded

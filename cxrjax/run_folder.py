@@ -35,12 +35,22 @@ def _absolute(place: str) -> str:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """The fields by which a run is known: a weight file by its name, as folders are moved.
+    """The fields by which a run is known: weight file and first run by name, as folders are moved.
 
-    What the file holds is compared on resuming, `trained.check_same_input`.
+    What they hold is compared by `trained.check_same_input` and `trained.check_same_start`.
     """
     fields = config_lib.fields(config)
-    return fields | {"model.weights": os.path.basename(config.model.weights)}
+    return fields | {
+        field: os.path.basename(fields[field]) for field in ("model.weights", "train.start_from")
+    }
+
+
+class OtherConfiguration(UserError):
+    """A folder holds a run of another configuration; `told` is the message without its remedy."""
+
+    def __init__(self, told: str):
+        super().__init__(f"{told}; {_REMEDY}.")
+        self.told = told
 
 
 class RunFolder:
@@ -143,7 +153,7 @@ class RunFolder:
         changed = [f"{f} was {old[f]!r}, now {new[f]!r}" for f in new if old[f] != new[f]]
         changed = [text for text in changed if text.split(" ", 1)[0] not in PLACES]
         if changed:
-            raise UserError(
+            raise OtherConfiguration(
                 f"{self.path} holds a run of another configuration ({'; '.join(changed[:3])}"
-                f"{'; ...' if len(changed) > 3 else ''}); choose another --workdir."
+                f"{'; ...' if len(changed) > 3 else ''})"
             )

@@ -70,6 +70,28 @@ def check_same_input(before: dict[str, Any], now: dict[str, Any], folder: Path) 
             )
 
 
+def check_same_start(config: Config, workdir: Path) -> None:
+    """Refuses to take another run of the same name for the one that `workdir` was begun from.
+
+    Nothing is asked where `train.start_from` is as it was, or there is nothing: a run that holds a
+    checkpoint needs it no more.
+
+    Raises:
+      UserError: when the weights are others.
+    """
+    there = Path(config.train.start_from)
+    if not complete(workdir / "checkpoints") or not complete(there / "checkpoints"):
+        return
+    if config_lib.load(str(workdir / "config.json")).train.start_from == config.train.start_from:
+        return
+    begun = _newest(workdir)[0]["input"].get("start_from") or {}
+    if begun.get("sha256") != load(there).weights_digest:
+        raise UserError(
+            f"{workdir} was begun from another run than the one in {there} that train.start_from "
+            "names; name the one it was begun from, or choose another --workdir."
+        )
+
+
 def _looks(contract: dict[str, Any]) -> dict[str, Any]:
     looks: dict[str, Any] = {}
     if "pretrained" in contract:  # not its path: files are moved
@@ -180,10 +202,12 @@ class Trained:
         """
         found = dataset.prepare(self.config)
         if (found.digest, found.fingerprint) != (self.digest, self.fingerprint):
+            place: object = "the place its config.json names"
+            if self.config.data.name != "phantom":
+                place = dataset.located(self.config.data)
             raise UserError(
                 f"{self.folder} was trained on other data or another split than the one found at "
-                f"{self.config.data.dir or 'the place its config.json names'}; point CXRJAX_DATA "
-                "or data.dir in its config.json at the original data."
+                f"{place}; name the original data by data.dir in its config.json."
             )
         return found
 

@@ -223,6 +223,7 @@ def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
     named = dataset.open_source(_config(tmp_path, name="folder", dir="~/set").data)
     monkeypatch.setenv("CXRJAX_DATA", "~/set")
     assert named.records == dataset.open_source(_config(tmp_path, name="folder").data).records
+    monkeypatch.delenv("CXRJAX_DATA")
     with pytest.raises(UserError, match="~nobody-here/set does not exist"):
         dataset.open_source(_config(tmp_path, name="folder", dir="~nobody-here/set").data)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax import log
 from cxrjax.config import Config
 from cxrjax.data import duplicates, ledger, splits
 from cxrjax.data.folder import open_folder
@@ -120,16 +121,24 @@ def open_source(settings: Any) -> Source:
         )
         return SelectedClasses(source, settings.classes) if settings.classes else source
     opener = {"radiography": open_radiography, "folder": open_folder}[settings.name]
-    return opener(located(settings), tuple(settings.classes))
+    place = located(settings)
+    if settings.dir and place != Path(named := os.path.expanduser(settings.dir)):
+        log.say(f"{why_missing(named)}: images are taken from CXRJAX_DATA ({place})")
+    return opener(place, tuple(settings.classes))
 
 
 def located(settings: Any) -> Path:
     """Where the images of `config.data` lie; of phantoms, which lie nowhere, an empty path.
 
+    That is `dir`, or CXRJAX_DATA where nothing is there any more: a run's config.json keeps the
+    place that its images had. Whether they are the same is for their fingerprint to tell.
+
     Raises:
       UserError: when no place is named, or nothing is there.
     """
-    location = os.path.expanduser(settings.dir or os.environ.get("CXRJAX_DATA", ""))
+    named = [place for place in (settings.dir, os.environ.get("CXRJAX_DATA")) if place] or [""]
+    places = [os.path.expanduser(place) for place in named]
+    location = next((place for place in places if not why_missing(place)), places[0])
     if settings.name != "phantom" and (missing := why_missing(location)):
         raise UserError(
             f"{missing}: download the COVID-19 Radiography Database from Kaggle (or take any "
