@@ -16,7 +16,7 @@ from cxrjax import config, loop, trained
 from cxrjax.data import dataset
 from cxrjax.data import ledger as looks
 from cxrjax.sweep import __main__ as command
-from cxrjax.sweep import finish, grid, job, search
+from cxrjax.sweep import finish, grid, job, protocols, search
 from cxrjax.sweep.stream import Stream
 from cxrjax.sweep.trials import Trials
 
@@ -121,6 +121,7 @@ def test_the_parts_of_an_array_of_jobs_make_the_whole(file, tmp_path):
         (["--grid.model.name=baseline,densnet121"], "did you mean densenet121"),
         (["--grid.model.trainable_layers=0,99"], "trainable_layers"),
         (["--grid.train.batch_size=0,8"], "train.batch_size"),
+        (["--grid.train.epochs={[1]}"], "train.epochs must be a whole number"),
         (["--grid.train.accumulate=14,15"], "train.accumulate is 15"),
         (["--epochs=3"], "--epochs"),
     ],
@@ -232,23 +233,23 @@ def test_phases_follow_the_report_and_hold_out_beside_it():
     settings = config.default()
     settings.model.trainable_layers = 0
     settings.sweep.fine_tune_learning_rate = 1e-5
-    first, second = finish.phases("report", settings, 29, settings.sweep)
+    first, second = protocols.phases("report", settings, 29, settings.sweep)
     assert first["train.on_validation"] and second["train.on_validation"]
     assert first["train.epochs"] == second["train.epochs"] == 29
     assert (first["eval.test"], second["eval.test"]) == (False, True)
     assert second["model.trainable_layers"] == -1
     assert second["train.learning_rate"] == 1e-5
-    first, second = finish.phases("held_out", settings, 29, settings.sweep)
+    first, second = protocols.phases("held_out", settings, 29, settings.sweep)
     assert "train.on_validation" not in first | second
     assert "train.epochs" not in first  # early stopping chooses it anew
     assert (first["eval.test"], second["eval.test"]) == (False, True)
     settings.train.epochs, settings.train.warmup = 30, 3.0  # a tenth stays a tenth
-    phases = finish.phases("report", settings, 10, settings.sweep)
+    phases = protocols.phases("report", settings, 10, settings.sweep)
     assert [phase["train.warmup"] for phase in phases] == [1.0, 1.0]
-    first, second = finish.phases("held_out", settings, 10, settings.sweep)
+    first, second = protocols.phases("held_out", settings, 10, settings.sweep)
     assert "train.warmup" not in first and second["train.warmup"] == 1.0
     settings.model.trainable_layers = -1
-    (only,) = finish.phases("report", settings, 7, settings.sweep)
+    (only,) = protocols.phases("report", settings, 7, settings.sweep)
     assert only["eval.test"]
 
 
@@ -259,6 +260,8 @@ def test_the_winner_is_finished_with_one_look_for_each_protocol(file, tmp_path, 
     job.run(sweep, workdir)
     # Asked for more, what is there stays, and is not tested again.
     sweep = grid.load(file(8), {"sweep.finish": "both", "sweep.fine_tune_layers": "8"})
+    job.run(sweep, workdir)
+    workdir = workdir.rename(tmp_path / "moved")  # and finished again
     job.run(sweep, workdir)
     best = json.loads((workdir / "best.json").read_text())
     data = search.DataSets()(sweep.config)

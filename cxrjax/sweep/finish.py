@@ -8,19 +8,20 @@ for choosing the epoch in both phases. Each protocol reads the test split once, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cxrjax import config as config_lib
 from cxrjax import log
 from cxrjax.config import Config
 from cxrjax.data.dataset import Dataset
-from cxrjax.errors import UserError, writing
+from cxrjax.errors import MALFORMED, UserError, writing
 from cxrjax.loop import train_and_evaluate
-from cxrjax.sweep import figures, selection
+from cxrjax.run_folder import OtherConfiguration
+from cxrjax.sweep import figures, protocols, selection
 from cxrjax.sweep.grid import Point, Sweep
 from cxrjax.sweep.search import DataSets
 from cxrjax.sweep.table import interval, rows
@@ -55,50 +56,15 @@ def run(sweep: Sweep, workdir: Path, ledger: Trials, data_of: DataSets) -> dict[
         "trials": _counts(records),
         "ranking": ranking[:_LISTED],
         "optimism": _optimism(ranking, ledger, data, winner.config),
-        "protocols": {},
+        "protocols": _kept(workdir, ranking[0]),
     }
     _write(workdir, best)
     print(_told(best), flush=True)
-    for name in protocols(sweep.config.sweep.finish):
+    for name in protocols.names(sweep.config.sweep.finish):
         best["protocols"][name] = _protocol(name, winner.config, ranking[0], sweep, workdir)
         _write(workdir, best)
         print(_protocol_line(name, best["protocols"][name]), flush=True)
     return best
-
-
-def protocols(finish: str) -> tuple[str, ...]:
-    """Names of the protocols that `sweep.finish` asks for."""
-    return {"none": (), "both": ("report", "held_out")}.get(finish, (finish,))
-
-
-def phases(name: str, config: Config, epochs: int, sweep: Config) -> list[dict[str, Any]]:
-    """Changes of the winner's configuration, run after run; "folder" names each.
-
-    Args:
-      name: "report" or "held_out".
-      config: of the winner.
-      epochs: the winner's best epoch.
-      sweep: the section of that name of the sweep's configuration.
-    """
-    whole = config.model.trainable_layers < 0  # nothing is left to unfreeze
-    report = name == "report"
-    # A schedule keeps its shape: the warm-up, its share of the epochs.
-    warmup = config.train.warmup * epochs / config.train.epochs
-    length = {"train.epochs": epochs, "train.warmup": warmup}
-    first: dict[str, Any] = {"folder": f"{name}_first", "eval.test": whole}
-    if report:
-        first |= length | {"train.on_validation": True, "train.patience": 0}
-    if whole:
-        return [first]
-    second = first | {
-        **length,
-        "folder": f"{name}_fine_tuned",
-        "eval.test": True,
-        "model.trainable_layers": sweep.fine_tune_layers,
-    }
-    if sweep.fine_tune_learning_rate:
-        second["train.learning_rate"] = sweep.fine_tune_learning_rate
-    return [first, second]
 
 
 def place(workdir: Path, winner: Mapping[str, Any]) -> Path:
@@ -109,23 +75,34 @@ def place(workdir: Path, winner: Mapping[str, Any]) -> Path:
 def _protocol(
     name: str, config: Config, winner: Mapping[str, Any], sweep: Sweep, workdir: Path
 ) -> dict[str, Any]:
-    runs, before = [], ""
-    for changes in phases(name, config, winner["best_epoch"], sweep.config.sweep):
-        own = config.copy_and_resolve_references()
-        folder = place(workdir, winner) / changes["folder"]
-        own.sweep = config_lib.default().sweep  # no part of the run: a grid may grow around it
-        for field, value in changes.items():
-            if field != "folder":
-                config_lib.assign(own, field, value, name)
+    runs, before, home = [], "", place(workdir, winner)
+    for changes in protocols.phases(name, config, winner["best_epoch"], sweep.config.sweep):
+        own, folder = protocols.settings(name, config, changes), home / changes["folder"]
         if before:
             own.train.start_from = before
-        config_lib.validate(own)
         log.say(f"{name}: {folder}")
-        result, _ = train_and_evaluate(own, folder)
+        try:
+            result, _ = train_and_evaluate(own, folder)
+        except OtherConfiguration as error:  # another workdir would repeat every trial
+            raise UserError(
+                f"{error.told}; to make the winner anew, and only it, move {home} away and run "
+                "the same command again."
+            ) from error
         before = str(folder.absolute())
         told = {split: result[split] for split in ("validation", "test") if split in result}
         runs.append({"folder": str(folder), "epochs": result["epochs"], **told})
     return {"runs": runs, "test": runs[-1]["test"], "test_looks": result["test_looks"]}
+
+
+def _kept(workdir: Path, winner: Mapping[str, Any]) -> dict[str, Any]:
+    """Protocols of the best.json that is there, if its winner is the same: each was a look at the
+    test split, and stays until its place is taken."""
+    try:
+        best = json.loads((workdir / "best.json").read_text(encoding="utf-8"))
+        same = place(workdir, best["winner"]) == place(workdir, winner)
+        return dict(best["protocols"]) if same else {}
+    except (OSError, *MALFORMED):
+        return {}
 
 
 def _point(sweep: Sweep, best: Mapping[str, Any]) -> Point:

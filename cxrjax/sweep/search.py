@@ -14,7 +14,7 @@ from cxrjax.data import dataset
 from cxrjax.data.dataset import Dataset
 from cxrjax.errors import MALFORMED, UserError
 from cxrjax.sweep import plan as planning
-from cxrjax.sweep import run_unit
+from cxrjax.sweep import protocols, run_unit
 from cxrjax.sweep.grid import Point, Sweep
 from cxrjax.sweep.measure import Meter
 from cxrjax.sweep.plan import Unit
@@ -47,8 +47,8 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
 
     Raises:
       UserError: for an unknown network, missing weights or data, a trial without a step of its
-        optimizer, trials that would be judged on different validation images, or a ledger of other
-        data.
+        optimizer, a winner that could not be finished, trials that would be judged on different
+        validation images, or a ledger of other data.
     """
     for point in sweep.points:  # what is missing is told before weights are downloaded
         dataset.located(point.config.data)
@@ -56,6 +56,7 @@ def check(sweep: Sweep, data_of: DataSets, ledger: Trials) -> str:
     for config in {str(p.config.model.to_dict()): p.config for p in sweep.points}.values():
         build.check(config)
         prefix.is_frozen(config)  # a number of layers the network does not have
+    protocols.check(sweep)
     for point in sweep.points:
         if (name := _start(point.config)) not in origins:
             origins[name] = build.origin(point.config)
