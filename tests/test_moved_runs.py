@@ -42,7 +42,7 @@ def test_two_runs_may_be_moved_and_another_of_the_same_name_is_told(pair, tmp_pa
     shutil.rmtree(place / "head")  # needed no more
     assert loop.train_and_evaluate(settings, place / "tuned") == (result, True)
     shutil.copytree(pair / "tuned", place / "head")
-    with pytest.raises(UserError, match="begun from another run than the one in .*/head that"):
+    with pytest.raises(UserError, match=r"begun from another run than the one in .*/head that"):
         loop.train_and_evaluate(settings, place / "tuned")
     assert looks() == before
 

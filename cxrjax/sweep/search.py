@@ -113,30 +113,61 @@ def shard(points: Sequence[Point], index: int, count: int) -> tuple[Point, ...]:
 
 
 class Clock:
-    """Time to the end of a search, from what its units were estimated to cost."""
+    """Time to the end of a search, as if no further trial stopped early.
+
+    A unit goes on at its pace since its first batch: what came before prepared it. Units that
+    follow take as much longer than their estimates, or shorter, as those so far would have in full.
+    """
 
     def __init__(self, estimates: Sequence[float | None]):
+        """Takes the seconds that each unit is estimated to take; None: not known."""
         known = [value for value in estimates if value]
         typical = sum(known) / len(known) if known else 1.0
         self._weights = [value or typical for value in estimates]
-        self._start, self._done, self._at = time.perf_counter(), 0.0, 0.0
+        self._weight = self._later = 0.0  # of the unit that runs, of all behind it
+        self._worth = self._took = 0.0  # of units before: their weights, seconds in full
+        self._begun: float | None = None
+        self._share, self._first = 0.0, (0.0, 0.0)
 
-    def tick(self, number: int, share: float) -> None:
-        """Unit `number` is at a share of its most epochs."""
-        self._at = self._done + share * self._weights[number]
+    def begin(self, number: int) -> None:
+        """Unit `number` begins; units come in their order."""
+        self._weight, self._later = self._weights[number], sum(self._weights[number + 1 :])
+        self._begun, self._share = time.perf_counter(), 0.0
 
-    def finished(self, number: int) -> None:
-        """Unit `number` is done, maybe early."""
-        self._done += self._weights[number]
-        self._at = self._done
+    def tick(self, share: float) -> None:
+        """The unit is at a share of its most epochs; called after each batch."""
+        if not 0 < self._share <= share:  # its first, also of a part of what was too large
+            self._first = time.perf_counter(), share
+        self._share = share
+
+    def finished(self) -> None:
+        """The unit is done, maybe early."""
+        if (full := self._full()) is not None:
+            self._worth, self._took = self._worth + self._weight, self._took + full
+        self._begun = None
 
     @property
     def eta(self) -> float | None:
-        """Seconds, as if no further trial stopped early; None: too early to tell."""
-        if self._at <= 0:
+        """Seconds; None: too early to tell."""
+        worth, took, left = self._worth, self._took, 0.0
+        if self._begun is not None:
+            full = self._full()
+            if full is None and worth:
+                full = self._weight * took / worth
+            if full is None:
+                return None
+            left = max(0.0, full - (time.perf_counter() - self._begun))
+            worth, took = worth + self._weight, took + full
+        return left + self._later * took / worth if worth else None
+
+    def _full(self) -> float | None:
+        """Seconds of the unit from its beginning, as if it did not stop early; None: not known."""
+        now, (since, share) = time.perf_counter(), self._first
+        assert self._begun is not None
+        if self._share < 1 and not 0 < share < self._share:
             return None
-        left = max(0.0, sum(self._weights) - self._at)
-        return (time.perf_counter() - self._start) / self._at * left
+        pace = (now - since) / (self._share - share) if self._share > share else 0.0
+        return now - self._begun + (1 - self._share) * pace
 
 
 def run_here(
@@ -154,17 +185,20 @@ def run_here(
       Stopped: when `should_stop()`; finished trials are in the ledger.
     """
     clock = Clock([meter.seconds(unit) for unit in units])
+
+    def tick(share: float) -> None:
+        clock.tick(share)
+        table.tick(clock.eta)
+
     for number, unit in enumerate(units):
-
-        def tick(share: float, number: int = number) -> None:
-            clock.tick(number, share)
-            table.tick(clock.eta)
-
         data = data_of(unit.config)
-        for record, arrays in run_unit.run(unit, data, found, should_stop, tick):
+        clock.begin(number)
+        trials = run_unit.run(unit, data, found, should_stop, tick)
+        for count, (record, arrays) in enumerate(trials, 1):
             ledger.append(record, arrays)
+            if count == len(unit.points):
+                clock.finished()
             table.add(record, clock.eta)
-        clock.finished(number)
 
 
 def keep_settings(folder: Path, sweep: Sweep) -> None:
