@@ -100,7 +100,10 @@ class Meter:
         return self._trunks[key]
 
     def seconds(self, unit: Unit) -> float | None:
-        """An upper bound of a unit's time, as if no trial stopped early; None: unknown."""
+        """A unit's time by its measured steps, as if no trial stopped early; None: unknown.
+
+        Compiling and building are not in it, and validation is a guess.
+        """
         data, total = self._data_of(unit.config), 0.0
         n, held_out = (len(data.splits[split]) for split in ("train", "validation"))
         for cohort in unit.cohorts:

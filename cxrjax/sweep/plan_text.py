@@ -13,7 +13,7 @@ from cxrjax.sweep.table import duration
 
 
 def describe(units: Sequence[Unit], sweep: Sweep, meter: Meter, done: int) -> dict[str, Any]:
-    """The plan as JSON: counts, and one entry for each compiled step."""
+    """The plan as JSON: counts, seconds as of `Meter.seconds`, one entry for each compiled step."""
     programs: dict[str, dict[str, Any]] = {}
     for unit in units:
         for cohort in unit.cohorts:
@@ -26,7 +26,7 @@ def describe(units: Sequence[Unit], sweep: Sweep, meter: Meter, done: int) -> di
         "units": len(units),
         "compiled_steps": len(programs),
         "trunk_passes_shared": any(unit.shared for unit in units),
-        "seconds_at_most": None if None in seconds else round(sum(filter(None, seconds)), 1),
+        "seconds": None if None in seconds else round(sum(filter(None, seconds)), 1),
         "programs": list(programs.values()),
     }
 
@@ -63,9 +63,14 @@ def plan_text(told: dict[str, Any], device: str) -> str:
             f"{what or 'the same step for all'}"
         )
     if told["trials"]:
-        seconds = told["seconds_at_most"]
-        most = "unknown, a trial does not fit the device" if seconds is None else duration(seconds)
-        lines.append(f"time: at most {most}, less by early stopping")
+        seconds = told["seconds"]
+        if seconds is None:
+            lines.append("time: unknown, a trial does not fit the device")
+        else:
+            lines.append(
+                f"time: about {duration(seconds)}, less by early stopping, without compiling and "
+                "what is made of the winner"
+            )
     return "\n".join(lines)
 
 
