@@ -340,6 +340,7 @@ def train_and_evaluate(config: Config, workdir: Path) -> tuple[dict[str, Any], b
             return result, True
         dataset.located(config.data)  # what is missing is told before weights are downloaded
         build.check(config, workdir)  # a misspelt network is told before the data are decoded
+        log.say(f"device: {runtime.describe()['device']}")
         training = Training(config, dataset.prepare(config), folder)
         with contextlib.closing(training.checkpoints):
             training.resume()

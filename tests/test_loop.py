@@ -151,6 +151,8 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, number):
     run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
     done = subprocess.run([*command, *arguments(whole, **changes)], **run)
     assert done.returncode == 0, done.stderr
+    device = f"device: {json.loads((whole / 'result.json').read_text())['device']}\n"
+    assert done.stderr.startswith(device)
     process = subprocess.Popen(
         [*command, *arguments(broken, **changes)],
         cwd=ROOT,
@@ -170,7 +172,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, number):
         assert "saved" in errors and "Traceback" not in errors
     done = subprocess.run([*command, *arguments(broken, **changes)], **run)
     assert done.returncode == 0, done.stderr
-    assert "resumed after step" in done.stderr
+    assert done.stderr.startswith(device) and "resumed after step" in done.stderr
     assert without_times(broken) == without_times(whole)
     assert (broken / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
 
