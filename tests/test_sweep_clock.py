@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -56,7 +57,8 @@ def searched(monkeypatch):
     meter = SimpleNamespace(seconds=lambda unit: unit.estimate)
 
     def over(*units):
-        search.run_here(units, lambda config: None, "", ledger, table, meter, lambda: False)
+        parts: list[Any] = [units, lambda config: None, "", ledger, table, meter, lambda: False]
+        search.run_here(*parts)
         return told, now[0] - 7
 
     return over

@@ -146,11 +146,11 @@ def test_a_finished_sweep_may_be_moved(folder):
 def test_what_the_winner_cannot_become_is_told_before_the_search(
     tmp_path, monkeypatch, fields, protocol
 ):
-    def prepared(settings):
-        pytest.fail("images were prepared")
-
+    monkeypatch.setattr(search.dataset, "prepare", lambda _: pytest.fail("images were prepared"))
     sweep = sweep_of(fields | {"sweep.finish": protocol})
     with pytest.raises(UserError, match=r"sweep\.fine_tune_layers"):
-        search.check(sweep, prepared, Trials(tmp_path))
+        search.check(sweep, search.DataSets(), Trials(tmp_path))
     with pytest.raises(pytest.fail.Exception):  # nothing is made of it, so nothing is wrong
-        search.check(sweep_of(fields | {"sweep.finish": "none"}), prepared, Trials(tmp_path))
+        search.check(
+            sweep_of(fields | {"sweep.finish": "none"}), search.DataSets(), Trials(tmp_path)
+        )
