@@ -120,24 +120,21 @@ def open_source(settings: Any) -> Source:
             phantom.count, phantom.seed, phantom.marker, phantom.duplicates, phantom.label_noise
         )
         return SelectedClasses(source, settings.classes) if settings.classes else source
+    place, asked = located(settings), os.path.expanduser(settings.dir)
+    if asked and place != Path(asked):
+        log.say(f"{why_missing(asked)}: images are taken from CXRJAX_DATA ({place})")
     opener = {"radiography": open_radiography, "folder": open_folder}[settings.name]
-    place = located(settings)
-    if settings.dir and place != Path(named := os.path.expanduser(settings.dir)):
-        log.say(f"{why_missing(named)}: images are taken from CXRJAX_DATA ({place})")
     return opener(place, tuple(settings.classes))
 
 
 def located(settings: Any) -> Path:
     """Where the images of `config.data` lie; of phantoms, which lie nowhere, an empty path.
 
-    That is `dir`, or CXRJAX_DATA where nothing is there any more: a run's config.json keeps the
-    place that its images had. Whether they are the same is for their fingerprint to tell.
-
     Raises:
       UserError: when no place is named, or nothing is there.
     """
-    named = [place for place in (settings.dir, os.environ.get("CXRJAX_DATA")) if place] or [""]
-    places = [os.path.expanduser(place) for place in named]
+    named = settings.dir, os.environ.get("CXRJAX_DATA")  # a run keeps where its images were
+    places = [os.path.expanduser(place) for place in named if place] or [""]
     location = next((place for place in places if not why_missing(place)), places[0])
     if settings.name != "phantom" and (missing := why_missing(location)):
         raise UserError(
