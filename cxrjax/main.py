@@ -46,8 +46,10 @@ def _run(argv: Sequence[str]) -> int:
     config = config_lib.load(arguments.config or str(workdir / "config.json"), overrides)
 
     from cxrjax import log, runtime
-    from cxrjax.run_folder import keep_places
+    from cxrjax.run_folder import follow_data, keep_places
 
+    if arguments.config is None and "data.dir" not in overrides:
+        follow_data(config)
     keep_places(config)
     runtime.start(runtime.cache_root(config.data.cache) / "compiled")
     from cxrjax.loop import train_and_evaluate

@@ -30,6 +30,19 @@ def keep_places(config: Config) -> None:
         config.train.start_from = _absolute(config.train.start_from)
 
 
+def follow_data(config: Config) -> None:
+    """Takes CXRJAX_DATA for the images of a run that are no longer where its config.json says.
+
+    Not for a new run: a place mistyped there would be trained on other images.
+    """
+    there, now = config.data.dir, os.environ.get("CXRJAX_DATA", "")
+    if config.data.name == "phantom" or not there or not now:
+        return
+    if not os.path.exists(_absolute(there)) and os.path.exists(_absolute(now)):
+        log.say(f"{there} does not exist: images are taken from CXRJAX_DATA ({now})")
+        config.data.dir = now
+
+
 def _absolute(place: str) -> str:
     return os.path.abspath(os.path.expanduser(place))
 

@@ -24,6 +24,7 @@ from cxrjax.data.batches import filled
 from cxrjax.errors import UserError
 from cxrjax.models import classifier, registry
 from cxrjax.models.registry import ModelSpec
+from cxrjax.run_folder import follow_data
 
 # What a run and the one it starts from must have in common, besides data and classes.
 _SAME = (
@@ -202,12 +203,10 @@ class Trained:
         """
         found = dataset.prepare(self.config)
         if (found.digest, found.fingerprint) != (self.digest, self.fingerprint):
-            place: object = "the place its config.json names"
-            if self.config.data.name != "phantom":
-                place = dataset.located(self.config.data)
             raise UserError(
                 f"{self.folder} was trained on other data or another split than the one found at "
-                f"{place}; name the original data by data.dir in its config.json."
+                f"{self.config.data.dir or 'the place its config.json names'}; name the original "
+                "data by data.dir in its config.json."
             )
         return found
 
@@ -299,7 +298,9 @@ def _finished(folder: Path) -> Config:
             f"the run in {folder} is not finished; finish it by python -m cxrjax.main "
             f"--workdir {folder}."
         )
-    return config_lib.load(str(folder / "config.json"))
+    config = config_lib.load(str(folder / "config.json"))
+    follow_data(config)
+    return config
 
 
 def _opened(folder: Path, config: Config) -> Trained:

@@ -7,7 +7,8 @@ import pytest
 from finished_runs import change
 from protocol_runs import ALL, looks, result_of, tiny
 
-from cxrjax import loop, trained
+from cxrjax import loop, main, trained
+from cxrjax.audit import __main__ as audit
 from cxrjax.data import __main__ as data
 from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
@@ -62,6 +63,11 @@ def test_moved_data_are_named_by_the_environment(pair, tmp_path, monkeypatch, ca
     assert explain.main(command) == 0
     told = f"{gone} does not exist: images are taken from CXRJAX_DATA ({pair / 'films'})"
     assert capsys.readouterr().err.count(told) == 1
+    assert main.main(["--workdir", str(run), "--config.eval.test=True"]) == 0
+    assert capsys.readouterr().err.count(told) == 1
+    assert audit.main(["--workdir", str(run), "--out", str(tmp_path / "audit")]) == 0
+    with pytest.raises(UserError, match="gone does not exist"):  # mistyped, other images are none
+        loop.train_and_evaluate(tiny(data__name="folder", data__dir=gone), tmp_path / "new")
 
 
 def test_other_data_are_told_with_what_mends_it(pair, tmp_path, monkeypatch):

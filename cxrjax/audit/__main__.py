@@ -50,12 +50,15 @@ def _run(argv: Sequence[str]) -> int:
     from cxrjax import config as config_lib
     from cxrjax import log, runtime
     from cxrjax.errors import writing
+    from cxrjax.run_folder import follow_data
 
     named = str(arguments.config if workdir is None else workdir / "config.json")
     config = config_lib.load(named, overrides)
     if workdir is not None:
         asked = config_lib.load(arguments.config, overrides) if arguments.config else config
         _check_same_data(config_lib.load(named), asked, workdir)
+        if "data.dir" not in overrides:
+            follow_data(config)
     place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
     config.data.dir = os.path.abspath(os.path.expanduser(place)) if place else ""
     out = Path(arguments.out) if arguments.out else _default_out(workdir, named)

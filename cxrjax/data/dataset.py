@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from cxrjax import log
 from cxrjax.config import Config
 from cxrjax.data import duplicates, ledger, splits
 from cxrjax.data.folder import open_folder
@@ -120,11 +119,8 @@ def open_source(settings: Any) -> Source:
             phantom.count, phantom.seed, phantom.marker, phantom.duplicates, phantom.label_noise
         )
         return SelectedClasses(source, settings.classes) if settings.classes else source
-    place, asked = located(settings), os.path.expanduser(settings.dir)
-    if asked and place != Path(asked):
-        log.say(f"{why_missing(asked)}: images are taken from CXRJAX_DATA ({place})")
     opener = {"radiography": open_radiography, "folder": open_folder}[settings.name]
-    return opener(place, tuple(settings.classes))
+    return opener(located(settings), tuple(settings.classes))
 
 
 def located(settings: Any) -> Path:
@@ -133,9 +129,7 @@ def located(settings: Any) -> Path:
     Raises:
       UserError: when no place is named, or nothing is there.
     """
-    named = settings.dir, os.environ.get("CXRJAX_DATA")  # a run keeps where its images were
-    places = [os.path.expanduser(place) for place in named if place] or [""]
-    location = next((place for place in places if not why_missing(place)), places[0])
+    location = os.path.expanduser(settings.dir or os.environ.get("CXRJAX_DATA", ""))
     if settings.name != "phantom" and (missing := why_missing(location)):
         raise UserError(
             f"{missing}: download the COVID-19 Radiography Database from Kaggle (or take any "
