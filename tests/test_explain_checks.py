@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_the_command_checks_its_maps(runs, tmp_path, capsys):
     assert (tmp_path / "checks.png").stat().st_size > 10_000
 
 
-def test_maps_of_another_run_are_of_the_same_images_and_classes(run):
+def test_maps_of_another_run_are_of_the_same_images_and_classes(run, monkeypatch):
     """A run agrees with itself, whatever the order of the images."""
     data = run.data()
     positions = data.splits["test"][[3, 0, 2]]
@@ -189,8 +190,11 @@ def test_maps_of_another_run_are_of_the_same_images_and_classes(run):
     explainer = maps.Explainer(run, "grad_cam")
     own = explainer.of_classes(images, classes)
     names = [data.store.names[i] for i in positions]
+    monkeypatch.chdir(run.folder)
+    explainer.run = replace(run, folder=Path("."))
     twin = maps.Explainer(replace(run, folder=run.folder / "twin"))
     (pair,) = consensus.between_runs(explainer, own, [twin], names, classes, np.arange(3))
+    assert (pair["first"], pair["second"]) == ("seed0", "twin")
     assert pair["same_image"]["value"] == pytest.approx(1)
 
 

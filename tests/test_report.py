@@ -18,6 +18,7 @@ from cxrjax.report import elements, performance
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 VOID = {"meta", "img"}
+NO_SOURCES = {"leaks": {"pairs": {}, "patients": {}}, "confounding": {"table": {}, "cramers_v": 0.0}}
 EVIL = '<script>alert("1")</script>&\'" onload=x'
 
 
@@ -342,6 +343,8 @@ def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
         ("predictions.csv", "split,index", "the results in"),
         ("calibration.json", "[]", "calibration.json cannot be read"),
         ("calibration.json", "{}", "KeyError: 'temperature'"),
+        ("calibration.json", {"operating_points": {}}, "calibration.json cannot be read (Index"),
+        ("result.json", {"audit": NO_SOURCES}, "cannot be read (IndexError"),
         ("config.json", "{", "config.json is not valid JSON"),
         ("figures/curves.png", "no picture", "curves.png cannot be read as a picture"),
     ],
@@ -352,6 +355,8 @@ def test_damaged_files_are_one_sentence_and_keep_the_old_page(
     folder = finished_runs.make(tmp_path / "run")
     old = report(folder)
     (folder / "figures").mkdir()
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / name).read_text()) | content)
     (folder / name).write_text(content)
     capsys.readouterr()
     assert command.main(["--workdir", str(folder)]) == 2

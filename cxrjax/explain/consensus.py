@@ -135,7 +135,7 @@ def between_runs(
       classes: int [N], whose evidence is compared.
     """
     runs = [own.run, *(each.run for each in explainers)]
-    labels = [run.folder.name for run in runs]
+    labels = [run.folder.resolve().name for run in runs]
     if len(set(labels)) < len(labels):
         labels = [str(run.folder) for run in runs]
     found = {labels[0]: Maps(maps, own.grid)}

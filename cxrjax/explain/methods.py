@@ -36,7 +36,11 @@ def grad_cam(score: Score, maps: jax.Array) -> jax.Array:
 
 
 def grad_cam_plus_plus(score: Score, maps: jax.Array) -> jax.Array:
-    """Chattopadhay et al. 2018 (arXiv 1710.11063), equation 19 for an exponential of the score."""
+    """Chattopadhay et al. 2018 (arXiv 1710.11063), equation 19 for an exponential of the score.
+
+    `_TINY` in the denominator, as pytorch-grad-cam has it, to which a test holds this, damps small
+    gradients: where squared ones are near 1e-6 and below, it is not the equation exactly.
+    """
     gradient, a = _gradient(score, maps), maps.astype(jnp.float32)
     squared = gradient**2
     alpha = squared / (2 * squared + a.sum((1, 2), keepdims=True) * squared * gradient + _TINY)

@@ -108,7 +108,7 @@ def _abstention(fitted: dict[str, Any]) -> Html:
 
 def _points(fitted: dict[str, Any]) -> Html:
     points = fitted["operating_points"]
-    rates = [key for key in ("sensitivity", "specificity") if key in next(iter(points.values()))]
+    rates = [key for key in ("sensitivity", "specificity") if key in [*points.values()][0]]
     rows = [
         [
             name,

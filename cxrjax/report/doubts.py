@@ -65,7 +65,7 @@ def _confounding(found: dict[str, Any] | None) -> Html:
     """The table of sources by class, where the data name any."""
     if not found:
         return Html()
-    names = list(next(iter(found["table"].values())))
+    names = list([*found["table"].values()][0])
     rows = [[source, *counts.values()] for source, counts in found["table"].items()]
     return e.table(
         f"Confounding: images by source and class, Cramer's V {found['cramers_v']:.2f} "
@@ -190,6 +190,7 @@ def explanations(found: Found) -> Html:
     told = found.explained
     shown = [name for name in found.pictures if name.startswith("panel/")]
     which = "wrong images" if told["only"] == "misclassified" else "images"
+    where = "at the input" if told["stage"] is None else f"of {told['stage']}"
     panels = [
         e.figure(
             found.pictures[name],
@@ -203,8 +204,8 @@ def explanations(found: Found) -> Html:
         "explanations",
         title,
         e.paragraph(
-            f"{told['n']} {which} of the {told['split']} split, method {told['method']}, maps of "
-            f"{told['stage']}. A map says where the network found evidence, not that it is right."
+            f"{told['n']} {which} of the {told['split']} split, method {told['method']}, maps "
+            f"{where}. A map says where the network found evidence, not that it is right."
         ),
         e.bullets(told["sentences"]),
         e.figure(
@@ -215,7 +216,7 @@ def explanations(found: Found) -> Html:
         e.figure(
             found.pictures.get("explained/misclassified"),
             "Wrong images under the map of the predicted class",
-            "Mistakes, the most confident first.",
+            "Mistakes, the most confident first. The colours of all overlays share one scale.",
         ),
         e.tag("h3", f"{len(shown)} of {found.panels} panels") if shown else "",
         *panels,

@@ -77,8 +77,14 @@ def missing(what: str, *words: object) -> Html:
 
 
 def percent(share: float) -> str:
-    """A share as `79 %`, not torn apart at the end of a line."""
-    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+    """A share as `79 %`, not torn apart at the end of a line.
+
+    Only all is `100 %` and only none `0 %`: what rounds to them has as many decimals as it takes.
+    """
+    places = 0
+    while places < 9 and share not in (0, 1) and float(f"{100 * share:.{places}f}") in (0, 100):
+        places += 1
+    return f"{100 * share:.{places}f}\N{NO-BREAK SPACE}%"
 
 
 def interval(entry: Mapping[str, Any], *, n: bool = True) -> Html:

@@ -237,8 +237,27 @@ def curves(found: Found) -> Html:
         e.figure(
             picture,
             "Loss and accuracy of training and validation images by epoch",
-            f"{chosen}. The training loss carries class weights, augmentation and dropout; the "
-            "validation loss does not.",
+            f"{chosen}. {_losses(found)}".rstrip(),
         )
         or evaluate_again(found, "figures/curves.png is"),
+    )
+
+
+def _losses(found: Found) -> str:
+    """How the two losses differ, as the run's configuration has it."""
+    if (config := found.config) is None:
+        return ""
+    train = config.train
+    switches = {
+        "class weights": train.class_weights != "none",
+        "augmentation": any(config.augment.values()),
+        "dropout": config.model.head.dropout > 0,
+        "label smoothing": train.label_smoothing > 0,
+    }
+    *most, last = [name for name, on in switches.items() if on] or [""]
+    carried = f", with {' and '.join(filter(None, [', '.join(most), last]))}" if last else ""
+    averaged = "averaged " if train.ema > 0 else ""
+    return (
+        f"The training loss is taken while the weights change{carried}; the validation loss is "
+        f"that of the {averaged}weights at the end of an epoch{', without them' if last else ''}."
     )

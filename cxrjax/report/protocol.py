@@ -130,7 +130,8 @@ def _again(found: Found) -> Html:
     if found.config is None:
         return Html()
     settings = found.folder / "config.json"
-    anew = found.folder.with_name(f"{found.folder.resolve().name}-again")
+    folder = found.folder.resolve()  # `.` has no name
+    anew = folder.with_name(f"{folder.name}-again")
     return e.paragraph(
         "To do the run again: ",
         e.command("cxrjax.main", "--config", settings, "--workdir", anew),
