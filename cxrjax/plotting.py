@@ -38,13 +38,25 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Replaces `path` by a PNG, in one step."""
     import matplotlib
+    from matplotlib.axis import Axis
     from matplotlib.text import Text
 
+    # Ticks have their labels from their axis, which writes them anew each time.
+    for axis in figure.findobj(Axis):
+        labels = [label.get_text() for label in axis.get_ticklabels()]  # type: ignore[attr-defined]
+        if (shown := [_printable(label) for label in labels]) != labels:
+            axis.set_ticklabels(shown)  # type: ignore[attr-defined]
     # A dollar in the name of a class, a run or a film is no formula, which need not be one at all.
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # type: ignore[attr-defined]
+        text.set_text(_printable(text.get_text()))  # type: ignore[attr-defined]
     with matplotlib.rc_context({"text.parse_math": False}), log.replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=_DOTS)
+
+
+def _printable(name: str) -> str:
+    """A name as it can be drawn: bytes that are no UTF-8 as `\\udced`."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def interval_band(

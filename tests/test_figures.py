@@ -171,6 +171,19 @@ def test_dollars_in_a_name_are_no_formula(tmp_path, drawn):
     assert is_picture(tmp_path / "matrix.png")
 
 
+def test_names_that_are_no_utf_8_are_drawn_as_bytes(tmp_path, drawn):
+    classes, path = ("neumon\udceda", "b"), tmp_path / "picture.png"
+    store, positions, labels, probabilities, _ = case(2, 1, 2)
+    names = ["radiograf\udceda-013.png", "b.png"]
+    figures.test_images(store, positions, labels, probabilities, classes, names, path)
+    assert is_picture(path) and drawn[0].axes[0].get_xlabel() == "radiograf\\udceda-013.png"
+    figures.confusion_matrix(np.eye(2, dtype=int), classes, "test split", path)
+    assert is_picture(path)
+    assert drawn[1].axes[0].get_xticklabels()[0].get_text() == "neumon\\udceda"
+    figures.curves(history(2, classes), 1, path)
+    assert is_picture(path)
+
+
 def test_a_failed_write_leaves_the_old_figure_and_no_rest(tmp_path, monkeypatch):
     path = tmp_path / "matrix.png"
     path.write_bytes(b"before")
