@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from cxrjax.audit import shortcuts
 from cxrjax.config import Config
 from cxrjax.data import dataset
 from cxrjax.run_folder import RunFolder
+from cxrjax.trained import Trained
 
 
 class Training(Protocol):
@@ -63,6 +65,7 @@ def write(training: Training) -> dict[str, Any]:
         **splits,
         "audit": audit,
         "test_looks": looks,
+        "weights_digest": _weights_digest(training),
         "split_digest": data.digest,
         "data_fingerprint": data.fingerprint,
         "input": note["input"] | {"path": training.input.name},
@@ -76,6 +79,14 @@ def write(training: Training) -> dict[str, Any]:
     result["verdict"] = verdict.line(result)
     training.folder.write_result(result)
     return result
+
+
+def _weights_digest(training: Training) -> str:
+    """That of the best weights, as the run opened again has it."""
+    params, batch_stats = training.best
+    params = optim.combine(params, training.state.frozen)
+    held = SimpleNamespace(params=params, batch_stats=batch_stats)
+    return Trained.weights_digest.func(held)  # type: ignore[arg-type]
 
 
 def _shortcuts(training: Training, intact: np.ndarray) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -133,7 +132,7 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
     from cxrjax.data.batches import filled
     from cxrjax.errors import writing
     from cxrjax.explain.maps import Explainer, enlarge
-    from cxrjax.explain.pictures import save_overlay
+    from cxrjax.explain.pictures import save_overlay, shortened
 
     temperature, threshold = calibration(run.folder)
     explainer = Explainer(run) if overlays is not None else None
@@ -170,16 +169,11 @@ def predictions(run: Any, files: Sequence[Path], overlays: Path | None) -> Itera
                 if explainer is not None and maps is not None and overlays is not None:
                     evidence = enlarge(maps[i, chosen], explainer.grid)
                     number = files.index(Path(line["file"]), start)
-                    out = overlays / f"{number:05}-{_shortened(Path(line['file']).stem)}.png"
+                    out = overlays / f"{number:05}-{shortened(Path(line['file']).stem)}.png"
                     with writing(overlays, _REMEDY):
                         save_overlay(out, images[i], evidence, float(evidence.max()))
                     line["overlay"] = str(out)
         yield from lines
-
-
-def _shortened(stem: str) -> str:
-    """The start of a file's name, in bytes as file systems count: most allow 255, some 143."""
-    return os.fsencode(stem)[:80].decode(errors="ignore")
 
 
 def _read(file: Path, side: int) -> tuple[Any, dict[str, Any]]:

@@ -17,6 +17,9 @@ from cxrjax.models import registry
 from cxrjax.models.grid import pixels
 
 
+FEW = ("--panels", "0", "--faithfulness", "0", "--sanity", "0", "--agreement", "0")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     config = config_lib.default()
@@ -46,6 +49,21 @@ def lines_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def flat(found, data, raw, names):
+    """Images of the test split under maps float [N, K, 32, 32], all classes as probable."""
+    positions = data.splits["test"][: len(names)]
+    return maps.Explained(
+        positions,
+        data.store.images[positions],
+        data.store.labels[positions],
+        data.groups[positions],
+        np.full(raw.shape[:2], 1 / len(found.classes), np.float32),
+        raw,
+        pixels(32),
+        names,
+    )
+
+
 def test_explain_writes_what_the_interface_says(run, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--workdir", str(run), "--out", str(out), "--panels", "2"]
@@ -68,6 +86,57 @@ def test_explain_writes_what_the_interface_says(run, tmp_path, capsys):
     assert summary["scores"]["lungs"]["all"]["value"] == pytest.approx(np.mean(known))
 
 
+def files_in(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_call_leaves_nothing_of_the_first_and_all_else(run, tmp_path, monkeypatch):
+    arguments = ["--workdir", str(run), "--out", str(tmp_path), "--sanity", "0", "--agreement", "0"]
+    assert explain.main([*arguments, "--panels", "3", "--faithfulness", "2"]) == 0
+    others = {"panels/mine.png", "panels/7.png", "panels/000-note.txt", "mine.png"}
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    first = files_in(tmp_path)
+    listed = json.loads((tmp_path / "summary.json").read_text())["panels"]
+    assert {f"panels/{name}" for name in listed} | {"checks.png"} < first and len(listed) == 3
+    assert explain.main([*arguments, "--method", "gradcam"]) == 2
+    assert files_in(tmp_path) == first
+    assert explain.main([*arguments, "--panels", "1", "--faithfulness", "0"]) == 0
+    gone = {f"panels/{name}" for name in listed[1:]} | {"checks.png"}
+    assert files_in(tmp_path) == first - gone
+    assert json.loads((tmp_path / "summary.json").read_text())["panels"] == listed[:1]
+    monkeypatch.setattr(maps.Explained, "right", property(lambda found: found.labels >= 0))
+    assert explain.main([*arguments, "--only", "misclassified"]) == 0
+    assert files_in(tmp_path) == others | {"explanations.jsonl", "summary.json"}
+    assert json.loads((tmp_path / "summary.json").read_text())["panels"] == []
+
+
+def test_explanations_and_results_name_the_weights(run, tmp_path):
+    assert explain.main(["--workdir", str(run), "--out", str(tmp_path), *FEW]) == 0
+    own = trained.load(run).weights_digest
+    for file in (tmp_path / "summary.json", run / "result.json"):
+        assert json.loads(file.read_text())["weights_digest"] == own
+
+
+def test_methods_at_the_input_have_no_stage(run, tmp_path, capsys):
+    arguments = ["--workdir", str(run), "--out", str(tmp_path / "out"), *FEW]
+    arguments += ["--only", "misclassified"]
+    at_input = ["--method", "smooth_grad"]
+    assert explain.main([*arguments, *at_input, "--stage", "relu4"]) == 2
+    told = capsys.readouterr().err
+    assert "--stage is relu4, but smooth_grad looks at the input" in told and told.count("\n") == 1
+    assert not files_in(tmp_path)
+    for method, stage in (
+        ([], ["relu3"]),
+        (at_input, []),
+        (["--method", "smooth_grad,grad_cam"], ["relu3"]),
+    ):
+        chosen = [*method, *(["--stage", *stage] if stage else [])]
+        assert explain.main([*arguments, *chosen]) == 0
+        summary = json.loads((tmp_path / "out/summary.json").read_text())
+        assert summary["stage"] == (None if method else "relu3")
+
+
 def test_a_share_and_that_of_an_even_map_are_of_the_same_films(run):
     """Flat maps, every other one negative: no share is more than an even map's."""
     found = trained.load(run)
@@ -75,20 +144,23 @@ def test_a_share_and_that_of_an_even_map_are_of_the_same_films(run):
     positions = data.splits["test"]
     raw = np.ones((len(positions), len(found.classes), 32, 32), np.float32)
     raw[::2] = -1
-    explained = maps.Explained(
-        positions,
-        data.store.images[positions],
-        data.store.labels[positions],
-        data.groups[positions],
-        np.full(raw.shape[:2], 1 / len(found.classes), np.float32),
-        raw,
-        pixels(32),
-        ("",) * len(positions),
-    )
+    explained = flat(found, data, raw, ("",) * len(positions))
     shares = report._shares(found, data, explained, None)
     for name in ("lungs", "border", "lesion"):
         np.testing.assert_allclose(shares[f"{name}_even"], shares[name], rtol=1e-6)
         assert 0 < np.isfinite(shares[name]).sum() <= len(positions) / 2
+
+
+def test_films_of_any_name_are_drawn(run, tmp_path):
+    found = trained.load(run)
+    names = ("\u80f8" * 77 + ".png", "radiograf\udceda-013.png")
+    explained = flat(found, found.data(), np.ones((2, len(found.classes), 32, 32)), names)
+    shares = {"lungs": np.full(2, np.nan)}
+    (tmp_path / "panels").mkdir()
+    report._draw(tmp_path, found, explained, explained, shares, 2)
+    drawn = sorted(path.name for path in (tmp_path / "panels").iterdir())
+    assert drawn == [f"000-{names[0][:26]}.png", "001-radiografa-013.png"]
+    assert (tmp_path / "misclassified.png").exists()
 
 
 def test_only_misclassified(run, tmp_path):

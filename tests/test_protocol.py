@@ -137,7 +137,7 @@ def test_a_run_starts_with_the_best_weights_of_another(head, moved, tmp_path):
         started = training.note["input"]["start_from"]
         assert started == {
             "run": str(head),
-            "sha256": source.weights_digest,
+            "sha256": result_of(head)["weights_digest"],
             "best_epoch": result_of(head)["best_epoch"],
             "trained_on": ["train"],
             "start_from": None,

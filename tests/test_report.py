@@ -18,7 +18,7 @@ from cxrjax.report import elements, performance
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 VOID = {"meta", "img"}
-NO_SOURCES = {"leaks": {"pairs": {}, "patients": {}}, "confounding": {"table": {}, "cramers_v": 0.0}}
+NONE = {"leaks": {"pairs": {}, "patients": {}}, "confounding": {"table": {}, "cramers_v": 0}}
 EVIL = '<script>alert("1")</script>&\'" onload=x'
 
 
@@ -344,7 +344,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path, capsys):
         ("calibration.json", "[]", "calibration.json cannot be read"),
         ("calibration.json", "{}", "KeyError: 'temperature'"),
         ("calibration.json", {"operating_points": {}}, "calibration.json cannot be read (Index"),
-        ("result.json", {"audit": NO_SOURCES}, "cannot be read (IndexError"),
+        ("result.json", {"audit": NONE}, "cannot be read (IndexError"),
         ("config.json", "{", "config.json is not valid JSON"),
         ("figures/curves.png", "no picture", "curves.png cannot be read as a picture"),
     ],

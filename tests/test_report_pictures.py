@@ -59,6 +59,33 @@ def test_explanations_of_something_else_are_refused(explained, spoil, says, caps
     assert says in capsys.readouterr().err and not (run / "report.html").exists()
 
 
+def test_only_the_panels_that_the_last_call_wrote_are_shown(explained):
+    run, folder = explained
+    finished_runs.change(folder / "summary.json", panels=["002-film.png", "005-film.png"])
+    assert "2 of 2 panels" in Page(report(run, "--explained", folder)).text
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_weights_tell_whose_explanations_they_are(explained, split, capsys):
+    run, folder = explained
+    finished_runs.change(run / "result.json", weights_digest="a" * 64)
+    finished_runs.change(folder / "summary.json", weights_digest="b" * 64, split=split)
+    assert command.main(["--workdir", str(run), "--explained", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert f"{folder} explains another run than {run}" in told and told.count("\n") == 1
+    finished_runs.change(folder / "summary.json", weights_digest="a" * 64)
+    assert "12 of 14 panels" in Page(report(run, "--explained", folder)).text
+
+
+def test_maps_at_the_input_name_no_stage(explained):
+    run, folder = explained
+    finished_runs.change(folder / "summary.json", method="smooth_grad", stage=None)
+    assert (
+        "method smooth_grad, maps at the input. A map"
+        in Page(report(run, "--explained", folder)).text
+    )
+
+
 def noise(path, height, width):
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(pixels).save(path)

@@ -17,7 +17,7 @@ examples:
   python -m cxrjax.explain --workdir runs/seed0 --against runs/seed1 runs/seed2 --out explained
 writes panels/*.png, misclassified.png, lung_share.png, checks.png, explanations.jsonl (a line per
 image: raw map statistics and shares for the predicted class) and summary.json (means, 95 %
-intervals, checks).
+intervals, checks); pictures of an earlier call in the same folder are replaced or deleted.
 checks of the maps of the predicted class, on images drawn from those explained:
   --faithfulness  deletion and insertion, pixels imputed (ROAD), against the same maps shuffled and
                   against the middle of the film

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from cxrjax.errors import UserError
 from cxrjax.explain import consensus, perturbation, pictures, sanity
 from cxrjax.explain.maps import Explained, Explainer
+from cxrjax.explain.methods import AT_INPUT
 from cxrjax.trained import Trained
 
 
@@ -38,9 +40,16 @@ def prepare(run: Trained, plan: Plan, method: str, stage: str | None, split: str
     """Opens what a plan names, before anything is computed.
 
     Raises:
-      UserError: for unknown methods or stages and runs that cannot be compared.
+      UserError: for unknown methods or stages, a stage that no method named looks at, and runs
+        that cannot be compared.
     """
     own = Explainer(run, method, stage)
+    if stage and all(name in AT_INPUT for name in (method, *plan.methods)):
+        raise UserError(
+            f"--stage is {stage}, but {' and '.join((method, *plan.methods))} "
+            f"look{'' if plan.methods else 's'} at the input; leave --stage out or name another "
+            "--method."
+        )
     methods = plan.methods or tuple(name for name in consensus.COMPANIONS if name != method)
     return Checker(
         plan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,11 @@ def overlay(image: np.ndarray, evidence: np.ndarray, top: float) -> np.ndarray:
     opacity = _OPACITY * strength[..., None]
     mixed = (1 - opacity) * image[..., None] + opacity * colour
     return np.rint(mixed).astype(np.uint8)
+
+
+def shortened(stem: str) -> str:
+    """The start of a file's name, in bytes as file systems count: most allow 255, some 143."""
+    return os.fsencode(stem)[:80].decode(errors="ignore")
 
 
 def save_overlay(path: Path, image: np.ndarray, evidence: np.ndarray, top: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from cxrjax import log, predictions
 from cxrjax.data import dataset
-from cxrjax.explain import checks, pictures, regions, scores
+from cxrjax.explain import checks, methods, pictures, regions, scores
 from cxrjax.explain.maps import Explained, enlarge
 from cxrjax.lungs import Segmentation
 from cxrjax.trained import Trained
+
+_PICTURES = ("misclassified.png", "lung_share.png", "checks.png")
 
 
 def write(
@@ -28,6 +31,8 @@ def write(
     segment: Segmentation | None = None,
 ) -> dict[str, Any]:
     """Explains a split and writes everything into `out`, which exists and holds `panels/`.
+
+    Pictures of an earlier call that this one does not draw are deleted, after all else.
 
     Args:
       panels: how many at most, the most confident mistakes first.
@@ -60,18 +65,23 @@ def write(
         "split": split,
         "only": "misclassified" if only_wrong else "all",
         "method": method,
-        "stage": stage or run.spec.cam_layer,
+        "stage": None if method in methods.AT_INPUT else stage or run.spec.cam_layer,
+        "weights_digest": run.weights_digest,
         "n": len(found.labels),
         "test_looks": looks,
     }
     if not len(found.labels):
         log.write_text(out / "explanations.jsonl", "")
-        return summary | {"scores": {}, "sentences": [f"No image of the {split} split is wrong."]}
+        _clear(out, ())
+        said = [f"No image of the {split} split is wrong."]
+        return summary | {"panels": [], "scores": {}, "sentences": said}
     shares = _shares(run, data, found, segment)
     _lines(out / "explanations.jsonl", run, found, shares)
-    _draw(out, run, found, wrong, shares, panels)
+    drawn = _draw(out, run, found, wrong, shares, panels)
+    summary["panels"] = [path.name for path in drawn if path.parent != out]
     summary |= _summary(run, found, shares)
     summary["checks"], said = checks.write(checker, found, out)
+    _clear(out, [*drawn, *([out / "checks.png"] if summary["checks"] else [])])
     return summary | {"sentences": summary["sentences"] + said}
 
 
@@ -134,14 +144,17 @@ def _draw(
     wrong: Explained,
     shares: dict[str, np.ndarray],
     panels: int,
-) -> None:
+) -> list[Path]:
+    """Returns what it drew, panels in the order of their rank."""
+    drawn = []
     top = float(np.maximum(found.raw, 0).max())  # one scale for everything drawn
     confidence = found.probabilities.max(1)
     order = np.lexsort((-confidence, found.right))[:panels]
     for rank, i in log.progress(enumerate(order), total=len(order), what="panels", unit="img"):
-        stem = PurePosixPath(found.names[i]).stem[:80]
+        stem = pictures.shortened(PurePosixPath(found.names[i]).stem)
+        drawn.append(out / "panels" / f"{rank:03}-{stem}.png")
         pictures.panel(
-            out / "panels" / f"{rank:03}-{stem}.png",
+            drawn[-1],
             found.images[i],
             np.maximum(enlarge(found.raw[i], found.grid), 0),
             top,
@@ -151,8 +164,9 @@ def _draw(
             found.names[i],
         )
     if len(wrong.labels):
+        drawn.append(out / "misclassified.png")
         pictures.mistakes(
-            out / "misclassified.png",
+            drawn[-1],
             wrong.images,
             wrong.of_predicted(),
             top,
@@ -162,14 +176,23 @@ def _draw(
             wrong.names,
         )
     if np.isfinite(shares["lungs"]).any():
+        drawn.append(out / "lung_share.png")
         pictures.share_histogram(
-            out / "lung_share.png",
+            drawn[-1],
             shares["lungs"],
             found.labels,
             found.right,
             run.classes,
             "evidence inside the lungs",
         )
+    return drawn
+
+
+def _clear(out: Path, drawn: Collection[Path]) -> None:
+    """Deletes what an earlier call drew and this one did not, and nothing else."""
+    panels = (out / "panels").glob("[0-9][0-9][0-9]*-*.png")
+    for path in {*panels, *(out / name for name in _PICTURES)} - {*drawn}:
+        path.unlink(missing_ok=True)
 
 
 def _summary(run: Trained, found: Explained, shares: dict[str, np.ndarray]) -> dict[str, Any]:

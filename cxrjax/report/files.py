@@ -35,7 +35,9 @@ _PARTS = {  # what a page can do without: file, remedy
         "make it anew by python -m cxrjax.explain --workdir {run} --out {explained}",
     ),
 }
-_SAME = 0.1  # of a probability: what precision or device may change between two passes
+# Of a probability: what precision or device may change between two passes. It tells runs apart
+# whose files are of a version that kept no digest of the weights.
+_SAME = 0.1
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,23 @@ def _explained(folder: Path, run: Run) -> tuple[dict[str, Any], list[Path]]:
             f"{folder} holds no explanations (summary.json is missing); name the --out of "
             f"python -m cxrjax.explain --workdir {run.folder}."
         )
-    _refuse_other_run(folder, run.splits.get(str(summary.get("split"))), run)
-    return summary, sorted((folder / "panels").glob("*.png"))
+    told, own = summary.get("weights_digest"), run.result.get("weights_digest")
+    if told and own:
+        if told != own:
+            raise _of_another(folder, run)
+    else:
+        _refuse_other_run(folder, run.splits.get(str(summary.get("split"))), run)
+    panels, written = sorted((folder / "panels").glob("*.png")), summary.get("panels")
+    if isinstance(written, list):  # else of a version that did not list them
+        panels = [path for path in panels if path.name in written]
+    return summary, panels
+
+
+def _of_another(folder: Path, run: Run, where: str = "") -> UserError:
+    return UserError(
+        f"{folder} explains another run than {run.folder}{where}; make it anew by "
+        f"python -m cxrjax.explain --workdir {run.folder} --out {folder}."
+    )
 
 
 def _refuse_other_run(folder: Path, split: Split | None, run: Run) -> None:
@@ -179,7 +196,4 @@ def _refuse_other_run(folder: Path, split: Split | None, run: Run) -> None:
         raise UserError(f"{path} cannot be read ({reason(error)}); make it anew.") from error
     for name, row in told.items():
         if name not in known or abs(known[name] - row).max() > _SAME:
-            raise UserError(
-                f"{folder} explains another run than {run.folder} (see {name}); make it anew by "
-                f"python -m cxrjax.explain --workdir {run.folder} --out {folder}."
-            )
+            raise _of_another(folder, run, f" (see {name})")
