@@ -91,7 +91,8 @@ def _operating_points(axes: Axes, found: Mapping[str, Any]) -> None:
         interval_rows(
             axes, {name: at[rate] for name, at in points.items()}, k, rate, 0.15 - 0.3 * k
         )
-    required = [*points.values()][0]["required_sensitivity"]
+    first, *_ = points.values()
+    required = first["required_sensitivity"]
     axes.axvline(required, color="0.45", lw=1, ls="--")
     dress(axes, f"Cuts for a sensitivity of {required:g}", "share")
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from cxrjax.plotting import COLOURS, WIDTH, new_figure, save
+from cxrjax.plotting import COLOURS, SMALL, WIDTH, legend_below, new_figure, save, wrapped
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _RIGHT, _WRONG = COLOURS[0], COLOURS[1]
@@ -54,10 +54,7 @@ def curves(history: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) ->
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.set_xlim(0.5, max([best_epoch, *(line["epoch"] for line in history)]) + 0.5)
         axes.spines[["top", "right"]].set_visible(False)
-        # Below the panel: no curve can run through it there.
-        axes.legend(
-            fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2
-        )
+        legend_below(axes, WIDTH / 3, spare=2)
     loss.set_ylim(0, loss.get_ylim()[1] * 1.02)  # room for a marker at the top
     for axes in (accuracy, recall):
         axes.set_ylim(-0.02, 1.02)
@@ -133,24 +130,23 @@ def test_images(
     wrong, right = _sample(labels, predicted)
     chosen = [*wrong, *right]
     rows = max(1, math.ceil(len(chosen) / _COLUMNS))
-    figure = new_figure(0.6 + rows * (WIDTH / _COLUMNS + 0.55))
+    titles = [
+        _title(classes[int(labels[i])], classes[int(predicted[i])], float(probabilities[i].max()))
+        for i in chosen
+    ]
+    more = max([0, *(title.count("\n") - 1 for title in titles)])  # lines beyond two
+    figure = new_figure(0.6 + rows * (WIDTH / _COLUMNS + 0.55 + 0.13 * more))
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
     for axes in panels[len(chosen) :]:
         axes.axis("off")
-    for axes, i in zip(panels, chosen, strict=False):
-        _image(
-            axes,
-            images[positions[i]],
-            classes[int(labels[i])],
-            classes[int(predicted[i])],
-            float(probabilities[i, predicted[i]]),
-            PurePosixPath(names[int(i)]).name,
-        )
+    for axes, i, title in zip(panels, chosen, titles, strict=False):
+        name = PurePosixPath(names[int(i)]).name
+        _image(axes, images[positions[i]], bool(labels[i] == predicted[i]), title, name)
     mistakes = int((predicted != labels).sum())
     figure.suptitle(
         f"Test split, n = {len(labels):,}: {len(wrong)} of {mistakes:,} wrong (✗, thick frame), "
         f"{len(right)} of {len(labels) - mistakes:,} right (✓)\n"
-        "second line of each: predicted class and its probability",
+        "after ✗ or ✓: predicted class and its probability",
         fontsize=9,
     )
     save(figure, path)
@@ -173,10 +169,15 @@ def _sample(labels: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.n
     return chosen[0], chosen[1]
 
 
-def _image(
-    axes: Axes, image: np.ndarray, true: str, predicted: str, probability: float, name: str
-) -> None:
+def _title(true: str, predicted: str, probability: float) -> str:
+    """Of a test image: a line for the true and one for the predicted class, if they are short."""
     correct = true == predicted
+    lines = (f"true: {true}", f"{'✓' if correct else '✗'} {predicted} {probability:.0%}")
+    room, weight = WIDTH / _COLUMNS - 0.15, "normal" if correct else "bold"
+    return "\n".join(wrapped(line, room, SMALL, weight) for line in lines)
+
+
+def _image(axes: Axes, image: np.ndarray, correct: bool, title: str, name: str) -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=255)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -184,8 +185,8 @@ def _image(
     for spine in axes.spines.values():
         spine.set(color=_RIGHT if correct else _WRONG, linewidth=1 if correct else 4)
     axes.set_title(
-        f"true: {true}\n{'✓' if correct else '✗'} {predicted} {probability:.0%}".replace("_", " "),
-        fontsize=8,
+        title,
+        fontsize=SMALL,
         loc="left",
         color="black" if correct else _WRONG,
         fontweight="normal" if correct else "bold",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SMALL = 8  # points: labels of axes
 WIDTH = 7.2  # inches: a page's text width
 _DOTS = 160  # per inch
+_LEGEND = 7  # points
+_MARK, _GAP = 0.3, 0.25  # inches: a legend's line before each name, and between its columns
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
@@ -57,6 +60,83 @@ def save(figure: Figure, path: Path) -> None:
 def _printable(name: str) -> str:
     """A name as it can be drawn: bytes that are no UTF-8 as `\\udced`."""
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def wrapped(name: str, room: float, size: float, weight: str = "normal", lines: int = 3) -> str:
+    """A name in the lines that it takes to be no wider than its place; what is too long is cut.
+
+    Args:
+      name: of a class, say; underscores are shown as spaces.
+      room: inches.
+      size: of the letters, points.
+      lines: at most.
+    """
+    found = [""]
+    for word in name.replace("_", " ").split():
+        longer = f"{found[-1]} {word}".strip()
+        if not found[-1] or _width(longer, size, weight) <= room:
+            found[-1] = longer
+        else:
+            found.append(word)
+    if len(found) > lines:
+        found[lines - 1 :] = [" ".join(found[lines - 1 :])]
+    return "\n".join(cut(line, room, size, weight) for line in found)
+
+
+def cut(line: str, room: float, size: float, weight: str = "normal") -> str:
+    """A line as it is drawn, without its end where that would be wider than `room`, inches."""
+    line = shown = _printable(line)
+    while len(line) > 1 and _width(shown, size, weight) > room:
+        line = line[:-1]
+        shown = f"{line}…"
+    return shown
+
+
+@functools.cache
+def _renderer() -> Any:
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    return RendererAgg(1, 1, _DOTS)
+
+
+def _width(line: str, size: float, weight: str = "normal") -> float:
+    """Of a line of text, inches."""
+    from matplotlib.font_manager import FontProperties
+
+    font = FontProperties(size=size, weight=weight)
+    return _renderer().get_text_width_height_descent(_printable(line), font, False)[0] / _DOTS
+
+
+def legend_below(axes: Axes, room: float, spare: int = 0) -> None:
+    """A legend below the axes, where no curve can run through it; the figure grows by its rows.
+
+    Names stand in two columns where they are short enough for that.
+
+    Args:
+      room: how wide it may be, inches.
+      spare: rows for which the figure is high enough.
+    """
+    handles, names = axes.get_legend_handles_labels()
+    first = -(-len(names) // 2)
+    widest = [
+        max((_width(name, _LEGEND) for name in half), default=0)
+        for half in (names[:first], names[first:])
+    ]
+    columns = 2 if sum(widest) + 2 * _MARK + _GAP <= room else 1
+    if columns == 1:
+        names = [wrapped(name, room - _MARK, _LEGEND, lines=2) for name in names]
+    rows = first if columns == 2 else sum(1 + name.count("\n") for name in names)
+    figure: Any = axes.figure
+    figure.set_figheight(figure.get_figheight() + 0.15 * max(0, rows - spare))
+    axes.legend(
+        handles,
+        names,
+        fontsize=_LEGEND,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=columns,
+    )
 
 
 def interval_band(

@@ -16,7 +16,6 @@ from cxrjax.explain import maps, pictures, report
 from cxrjax.models import registry
 from cxrjax.models.grid import pixels
 
-
 FEW = ("--panels", "0", "--faithfulness", "0", "--sanity", "0", "--agreement", "0")
 
 

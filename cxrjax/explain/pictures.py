@@ -14,17 +14,21 @@ from cxrjax import log
 from cxrjax.plotting import (
     COLOURS,
     WIDTH,
+    cut,
     dress,
     interval_band,
     interval_rows,
+    legend_below,
     new_figure,
     save,
+    wrapped,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _OPACITY = 0.6  # of the strongest evidence
+_IN_A_PANEL = 6  # classes
 _ON_A_SHEET = 500  # taller pictures than that of these, few programs open
 
 
@@ -70,6 +74,8 @@ def panel(
 ) -> None:
     """The image, the map for each class, and the predicted class's map over the image.
 
+    Of more than six classes, the true, the predicted and the most probable ones are shown.
+
     Args:
       image: uint8 [S, S].
       evidence: float [K, S, S], positive parts.
@@ -77,26 +83,38 @@ def panel(
       probabilities: float [K].
       label: the true class.
     """
-    k, predicted = len(classes), int(probabilities.argmax())
-    figure = new_figure(WIDTH / (k + 3) + 0.7)
+    predicted = int(probabilities.argmax())
+    order = sorted(
+        range(len(classes)), key=lambda c: (c not in (label, predicted), -probabilities[c])
+    )
+    chosen = sorted(order[:_IN_A_PANEL])
+    k = len(chosen)
+    room = 6.3 / (k + 2) - 0.06  # inches: what the scale leaves of the width, for each picture
+    mark = "✓" if predicted == label else "✗"
+    titles = [
+        wrapped(f"true: {classes[label]}", room, 7),
+        *(f"{wrapped(classes[c], room, 7)}\n{probabilities[c]:.1%}" for c in chosen),
+        wrapped(f"{mark} {classes[predicted]}", room, 7),
+    ]
+    more = max(0, *(title.count("\n") - 1 for title in titles))  # lines beyond two
+    figure = new_figure(WIDTH / (k + 3) + 0.7 + 0.12 * more)
     axes = figure.subplots(1, k + 2)
     axes[0].imshow(image, cmap="gray", vmin=0, vmax=255)
-    axes[0].set_title(f"true: {classes[label]}".replace("_", " "), fontsize=7)
     shown = None
-    for c, ax in enumerate(axes[1:-1]):
+    for c, ax in zip(chosen, axes[1:-1], strict=True):
         shown = ax.imshow(evidence[c], cmap="inferno", vmin=0, vmax=top or 1)
-        ax.set_title(f"{classes[c]}\n{probabilities[c]:.1%}".replace("_", " "), fontsize=7)
     axes[-1].imshow(overlay(image, evidence[predicted], top))
-    mark = "✓" if predicted == label else "✗"
-    axes[-1].set_title(f"{mark} {classes[predicted]}".replace("_", " "), fontsize=7)
-    for ax in axes:
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title, fontsize=7)
         ax.set_xticks([])
         ax.set_yticks([])
     assert shown is not None
     bar = figure.colorbar(shown, ax=axes.tolist(), shrink=0.5, aspect=12)
     bar.set_label("evidence, one scale\nfor all panels", fontsize=6)
     bar.ax.tick_params(labelsize=6)
-    figure.suptitle(PurePosixPath(name).name, fontsize=7)
+    left = len(classes) - k
+    note = f" ({left} less probable classes of {len(classes)} are not shown)" if left else ""
+    figure.suptitle(cut(PurePosixPath(name).name, 4, 7) + note, fontsize=7)
     save(figure, path)
 
 
@@ -112,7 +130,7 @@ def mistakes(
 ) -> None:
     """All wrong images under the map of the class predicted, the most confident first.
 
-    Beyond 500, the rest is left out and the title says so.
+    Beyond 500, fewer where long names need room, the rest is left out and the title says so.
 
     Args:
       images: uint8 [N, S, S], those that are wrong.
@@ -122,16 +140,24 @@ def mistakes(
     """
     columns = 5
     order = np.argsort(-probabilities.max(1), kind="stable")[:_ON_A_SHEET]
+    room, told = WIDTH / columns - 0.06, probabilities.argmax(1)
+    titles = [
+        f"{wrapped(f'{classes[told[i]]} {probabilities[i, told[i]]:.0%}', room, 6)}\n"
+        + wrapped(f"true: {classes[int(labels[i])]}", room, 6)
+        for i in order
+    ]
+    more = max([0, *(title.count("\n") - 1 for title in titles)])  # lines beyond two
+    usual = WIDTH / columns + 0.45  # inches: the height of a row
+    height = usual + 0.1 * more
+    order = order[: columns * int(_ON_A_SHEET / columns * usual / height)]
     rows = max(1, -(-len(order) // columns))
-    figure = new_figure(0.4 + rows * (WIDTH / columns + 0.45))
+    figure = new_figure(0.4 + rows * height)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.axis("off")
-    for ax, i in zip(axes, order, strict=False):
-        c = int(probabilities[i].argmax())
+    for ax, i, title in zip(axes, order, titles, strict=False):
         ax.imshow(overlay(images[i], evidence[i], top))
-        text = f"{classes[c]} {probabilities[i, c]:.0%}\ntrue: {classes[int(labels[i])]}"
-        ax.set_title(text.replace("_", " "), fontsize=6)
+        ax.set_title(title, fontsize=6)
         ax.text(
             0.5,
             -0.02,
@@ -142,7 +168,7 @@ def mistakes(
             transform=ax.transAxes,
         )
     shown = "" if len(order) == len(images) else f" ({len(order)} shown)"
-    title = f"{len(images)} misclassified{shown}, the most confident first"
+    title = f"{len(images)} misclassified{shown}, the most confident first; one scale of colours"
     figure.suptitle(title, fontsize=9)
     save(figure, path)
 
@@ -176,14 +202,18 @@ def share_histogram(
                 bins=bins,
                 histtype="step",
                 color=COLOURS[i % len(COLOURS)],
-                ls=("-", "--", ":", "-.")[i % 4],
+                ls=("-", "--", ":", "-.")[(i + i // len(COLOURS)) % 4],
                 label=f"{name.replace('_', ' ')} (n = {len(seen)})",
             )
         ax.set_xlabel(f"share of {what}", fontsize=8)
         ax.set_ylabel("images", fontsize=8)
         ax.tick_params(labelsize=8)
-        ax.legend(fontsize=7, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
+        names = [name for name, _ in groups]
+        if len(names) > 5 or any(cut(name, 1.2, 7) != name for name in names):
+            legend_below(ax, WIDTH / 2)
+        else:
+            ax.legend(fontsize=7, frameon=False)
     save(figure, path)
 
 

@@ -50,14 +50,7 @@ def write(
     looks = dataset.test_looks(data)
     if split == "test":
         looks = dataset.record_test_look(data, f"explain {run.folder}")
-    positions = data.splits[split]
-    images = np.asarray(data.store.images[positions])
-    probabilities, raw = checker.own(images)
-    names = tuple(data.store.names[i] for i in positions)
-    labels, groups = data.store.labels[positions], data.groups[positions]
-    found = Explained(
-        positions, images, labels, groups, probabilities, raw, checker.own.grid, names
-    )
+    found = _explained(data, split, checker)
     wrong = found.take(~found.right)
     if only_wrong:
         found = wrong
@@ -83,6 +76,15 @@ def write(
     summary["checks"], said = checks.write(checker, found, out)
     _clear(out, [*drawn, *([out / "checks.png"] if summary["checks"] else [])])
     return summary | {"sentences": summary["sentences"] + said}
+
+
+def _explained(data: dataset.Dataset, split: str, checker: checks.Checker) -> Explained:
+    positions = data.splits[split]
+    images = np.asarray(data.store.images[positions])
+    probabilities, raw = checker.own(images)
+    names = tuple(data.store.names[i] for i in positions)
+    labels, groups = data.store.labels[positions], data.groups[positions]
+    return Explained(positions, images, labels, groups, probabilities, raw, checker.own.grid, names)
 
 
 def _shares(

@@ -108,7 +108,8 @@ def _abstention(fitted: dict[str, Any]) -> Html:
 
 def _points(fitted: dict[str, Any]) -> Html:
     points = fitted["operating_points"]
-    rates = [key for key in ("sensitivity", "specificity") if key in [*points.values()][0]]
+    first, *_ = points.values()
+    rates = [key for key in ("sensitivity", "specificity") if key in first]
     rows = [
         [
             name,

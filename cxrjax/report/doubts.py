@@ -65,7 +65,7 @@ def _confounding(found: dict[str, Any] | None) -> Html:
     """The table of sources by class, where the data name any."""
     if not found:
         return Html()
-    names = list([*found["table"].values()][0])
+    names, *_ = found["table"].values()
     rows = [[source, *counts.values()] for source, counts in found["table"].items()]
     return e.table(
         f"Confounding: images by source and class, Cramer's V {found['cramers_v']:.2f} "
