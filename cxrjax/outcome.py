@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +11,7 @@ from cxrjax.audit import shortcuts
 from cxrjax.config import Config
 from cxrjax.data import dataset
 from cxrjax.run_folder import RunFolder
-from cxrjax.trained import Trained
+from cxrjax.trained import weights_digest
 
 
 class Training(Protocol):
@@ -37,6 +36,7 @@ def write(training: Training) -> dict[str, Any]:
     The test split is read here, once; not at all where `eval.test` is False.
     """
     data, note, config = training.data, training.note, training.config
+    trained, batch_stats = training.best
     predictions = {"validation": training.predict("validation", *training.best)}
     looks = dataset.test_looks(data)
     if config.eval.test:
@@ -65,7 +65,9 @@ def write(training: Training) -> dict[str, Any]:
         **splits,
         "audit": audit,
         "test_looks": looks,
-        "weights_digest": _weights_digest(training),
+        "weights_digest": weights_digest(
+            optim.combine(trained, training.state.frozen), batch_stats
+        ),
         "split_digest": data.digest,
         "data_fingerprint": data.fingerprint,
         "input": note["input"] | {"path": training.input.name},
@@ -79,14 +81,6 @@ def write(training: Training) -> dict[str, Any]:
     result["verdict"] = verdict.line(result)
     training.folder.write_result(result)
     return result
-
-
-def _weights_digest(training: Training) -> str:
-    """That of the best weights, as the run opened again has it."""
-    params, batch_stats = training.best
-    params = optim.combine(params, training.state.frozen)
-    held = SimpleNamespace(params=params, batch_stats=batch_stats)
-    return Trained.weights_digest.func(held)  # type: ignore[arg-type]
 
 
 def _shortcuts(training: Training, intact: np.ndarray) -> dict[str, Any]:

@@ -52,6 +52,15 @@ NOTE = {
 }
 
 
+def weights_digest(params: Any, batch_stats: Any) -> str:
+    """SHA-256 of all arrays of a network and their names, as hex digits."""
+    found = hashlib.sha256()
+    for name, array in jax.tree.leaves_with_path((params, batch_stats)):
+        found.update(jax.tree_util.keystr(name).encode())
+        found.update(np.asarray(array).tobytes())
+    return found.hexdigest()
+
+
 def check_same_input(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Refuses to go on behind another trunk or with other pixels than a run has begun with.
 
@@ -147,11 +156,7 @@ class Trained:
     @functools.cached_property
     def weights_digest(self) -> str:
         """SHA-256 of all its arrays, names included."""
-        found = hashlib.sha256()
-        for name, array in jax.tree.leaves_with_path((self.params, self.batch_stats)):
-            found.update(jax.tree_util.keystr(name).encode())
-            found.update(np.asarray(array).tobytes())
-        return found.hexdigest()
+        return weights_digest(self.params, self.batch_stats)
 
     @property
     def provenance(self) -> dict[str, Any]:
