@@ -24,28 +24,24 @@ def logits(probabilities: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def fit_temperature(z: jax.Array, labels: jax.Array, groups: int | None = None) -> jax.Array:
+def fit_temperature(z: jax.Array, labels: jax.Array) -> jax.Array:
     """The temperature T for which softmax(z / T) has the least mean log loss.
 
-    Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2, with the targets of Platt 1999
-    (Probabilistic outputs for support vector machines, section 2.2): a share 1 / (G + 2) of each
-    target lies on the other classes, alike on each. Without it a split where all answers are right
-    would make every answer certain; with many images it vanishes. In 1/T the loss is convex; its
-    slope is a sum over examples of the mean logit minus that of the target, and the zero of it is
-    found by bisection of log T within [0.05, 20], whose ends are given where the zero lies outside.
+    Guo et al. 2017, https://arxiv.org/abs/1706.04599, section 4.2. In 1/T the loss is convex; its
+    slope is a sum over examples of the mean logit minus that of the true class, and the zero of it
+    is found by bisection of log T within [0.05, 20], whose ends are given where the zero lies
+    outside.
 
     Args:
       z: float32 [N, K]; labels: int [N].
-      groups: G, how many independent examples there are; None: N.
     Returns:
       float32 [].
     """
-    others = 1 / ((len(labels) if groups is None else groups) + 2)
 
     def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low + high) / 2
-        too_cold = jnp.sum(_slopes(z, labels, others, jnp.exp(middle))) > 0
+        too_cold = jnp.sum(_slopes(z, labels, jnp.exp(middle))) > 0
         return jnp.where(too_cold, middle, low), jnp.where(too_cold, high, middle)
 
     ends = jnp.log(jnp.float32(_COLDEST)), jnp.log(jnp.float32(_HOTTEST))
@@ -53,24 +49,18 @@ def fit_temperature(z: jax.Array, labels: jax.Array, groups: int | None = None) 
     return jnp.exp((low + high) / 2)
 
 
-def _slopes(z: jax.Array, labels: jax.Array, others: Any, temperature: jax.Array) -> jax.Array:
-    """Derivative of each example's log loss in 1 / T, float32 [N].
-
-    Args:
-      others: the share of the target that the classes other than the true one have together.
-    """
+def _slopes(z: jax.Array, labels: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Derivative of each example's log loss in 1 / T, float32 [N]."""
     mean = jnp.sum(jax.nn.softmax(z / temperature, axis=-1) * z, axis=-1)
     chosen = jnp.take_along_axis(z, labels[:, None], axis=-1)[:, 0]
-    rest = (jnp.sum(z, axis=-1) - chosen) / (z.shape[1] - 1)
-    return mean - (1 - others) * chosen - others * rest
+    return mean - chosen
 
 
 @jax.jit
-def _table(z: jax.Array, labels: jax.Array, groups: int) -> jax.Array:
+def _table(z: jax.Array, labels: jax.Array) -> jax.Array:
     """`_slopes` at each temperature of the grid, float32 [97, N]."""
     return jax.lax.map(
-        lambda temperature: _slopes(z, labels, 1 / (groups + 2), temperature),
-        jnp.asarray(_GRID, jnp.float32),
+        lambda temperature: _slopes(z, labels, temperature), jnp.asarray(_GRID, jnp.float32)
     )
 
 
@@ -79,17 +69,21 @@ def temperature_entry(
 ) -> dict[str, Any]:
     """The fitted temperature as {value, low, high, n}.
 
-    The interval is that of a bootstrap over groups that fits each resample anew, to a thousandth
-    or so: the zero of its slope, between two temperatures of a grid.
+    Where no temperature is too low, as where all answers are right, the loss has no minimum: it
+    falls until every answer is certain, which nothing says of other images. T is 1 then, and only
+    the interval tells that it might be anything below.
+
+    The interval is that of a bootstrap over groups that fits each resample anew, to half a percent:
+    the zero of its slope, between two temperatures of a grid.
 
     Args:
       probabilities: float [N, K]; labels: int [N]; groups: int [N].
     """
     z, truth = jnp.asarray(logits(probabilities)), jnp.asarray(labels)
-    count = len(np.unique(groups))
-    # float32 of the bounds is not quite the bounds.
-    fitted = float(np.clip(float(fit_temperature(z, truth, count)), _COLDEST, _HOTTEST))
-    slopes = np.asarray(_table(z, truth, count), np.float64).T
+    slopes = np.asarray(_table(z, truth), np.float64).T
+    fitted = min(float(fit_temperature(z, truth)), _HOTTEST)  # of float32 it is not quite that
+    if slopes[:, 0].sum() <= 0:  # not even the coldest is too cold
+        fitted = 1.0
     refits = _zeros(bootstrap.totals(slopes, groups, resamples, seed))
     found = bootstrap.entry(fitted, refits, len(labels))
     return found | {"low": min(found["low"], fitted), "high": max(found["high"], fitted)}

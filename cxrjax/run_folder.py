@@ -54,7 +54,7 @@ def _identity(config: Config) -> dict[str, Any]:
     """
     fields = config_lib.fields(config)
     return fields | {
-        field: os.path.basename(fields[field]) for field in ("model.weights", "train.start_from")
+        field: Path(fields[field]).name for field in ("model.weights", "train.start_from")
     }
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cxrjax import config as config_lib
-from cxrjax import optim, step
+from cxrjax import log, optim, step
 from cxrjax.checkpoint import Checkpoints, complete
 from cxrjax.config import Config
 from cxrjax.data import dataset, framing
@@ -83,16 +83,19 @@ def check_same_input(before: dict[str, Any], now: dict[str, Any], folder: Path) 
 def check_same_start(config: Config, workdir: Path) -> None:
     """Refuses to take another run of the same name for the one that `workdir` was begun from.
 
-    Nothing is asked where `train.start_from` is as it was, or there is nothing: a run that holds a
-    checkpoint needs it no more.
+    Nothing is asked where `train.start_from` is as it was. Where it is another place that holds no
+    run, that is told: a run that holds a checkpoint needs the other no more.
 
     Raises:
       UserError: when the weights are others.
     """
     there = Path(config.train.start_from)
-    if not complete(workdir / "checkpoints") or not complete(there / "checkpoints"):
+    if not complete(workdir / "checkpoints"):
         return
     if config_lib.load(str(workdir / "config.json")).train.start_from == config.train.start_from:
+        return
+    if not (there / "result.json").is_file():
+        log.say(f"no finished run is in {there}: {workdir} goes on from the one it was begun from")
         return
     begun = _newest(workdir)[0]["input"].get("start_from") or {}
     if begun.get("sha256") != load(there).weights_digest:
@@ -211,7 +214,8 @@ class Trained:
             raise UserError(
                 f"{self.folder} was trained on other data or another split than the one found at "
                 f"{self.config.data.dir or 'the place its config.json names'}; name the original "
-                "data by data.dir in its config.json."
+                "data by data.dir in its config.json. Older versions of cxrjax divide some data "
+                "otherwise: their runs need those."
             )
         return found
 

@@ -78,6 +78,10 @@ def test_parts_and_classes_may_have_tables_of_their_own(tmp_path, capsys):
         "train/B/1.png": ("p3", None), "test/B/1.png": ("p9", None),
         "test/A/1.png": (None, None), "test/A/2.png": (None, None),
     }  # fmt: skip
+    assert not capsys.readouterr().err.count("ignored")
+    lay_out(tmp_path / "set", {"train/A/metadata.csv": "instance,kvp\n1,80\n"})
+    assert open_folder(tmp_path / "set").records == source.records
+    assert "train/A/metadata.csv needs a column file" in capsys.readouterr().err
     lay_out(tmp_path / "set", {"test/metadata.csv": "file_name,patient\nC/1.png,p9\n"})
     with pytest.raises(UserError, match=r"test/metadata.csv names none of the images"):
         open_folder(tmp_path / "set")

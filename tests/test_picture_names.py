@@ -125,7 +125,7 @@ def test_a_panel_shows_the_true_the_predicted_and_the_most_probable_classes(tmp_
     (figure,) = drawn
     shown = [int(axes.images[0].get_array()[0, 0]) for axes in figure.axes[1:7]]
     assert shown == sorted([*order[:5], true])
-    assert figure.get_suptitle() == "a.png (8 less probable classes of 14 are not shown)"
+    assert figure.get_suptitle() == "a.png (8 of 14 classes are not shown)"
     told = [axes.get_title().split("\n")[0] for axes in figure.axes[1:7]]
     assert all(classes[k].startswith(name) for k, name in zip(shown, told, strict=True))
     assert f"{probabilities[true]:.1%}" in figure.axes[1 + shown.index(true)].get_title()

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -122,8 +123,13 @@ def test_lesions_are_neither_images_nor_lung_masks(tmp_path):
     alone = {name: data for name, data in files.items() if name.startswith("COVID")}
     with pytest.raises(UserError, match=r"only one class \(COVID\)"):
         open_folder(lay_out(tmp_path / "alone", alone))
-    # A class may be called so.
+    # A class may be called so, and other folders speak of lesions.
     assert open_folder(lay_out(tmp_path / "b", {"lesions/1.png": png(1), "none/1.png": png(2)}))
+    named = dict.fromkeys(("lesion/1.png", "no_lesion/1.png", "lesion/with mask/2.png"), png(1))
+    for place, above in ("c", ""), ("d", "train/"):
+        root = lay_out(tmp_path / place, {above + name: data for name, data in named.items()})
+        assert [r.name for r in open_folder(root).records] == sorted(named)
+        assert films(open_files(root).names) == [above + name for name in sorted(named)]
 
 
 def test_masks_may_lie_deeper_and_be_called_what_they_show(tmp_path):
@@ -166,9 +172,14 @@ def test_a_part_beside_another_folder_with_the_same_classes_is_no_class(tmp_path
     with pytest.raises(UserError, match="folders external beside the parts train; name the folder"):
         open_folder(root)
     assert open_folder(root, ("train", "external")).classes == ("train", "external")
-    lay_out(tmp_path, {"train/C/1.png": png(1)})
-    with pytest.raises(UserError, match="external beside"):
-        open_folder(root)
+    others = {"train/C/1.png": png(1), "docs/2.png": png(1), "abroad/a/1.png": png(1)}
+    lay_out(tmp_path, others | {"abroad/b/1.png": png(1)})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"folders abroad, docs.* beside the parts train"):
+            open_folder(root)
+        shutil.rmtree(root / "external", ignore_errors=True)
+    shutil.rmtree(root / "abroad")
+    assert open_folder(root).classes == ("docs", "train")
 
 
 def test_a_folder_without_films_is_named(tmp_path, capsys):
@@ -177,6 +188,9 @@ def test_a_folder_without_films_is_named(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "ignored the folder C, none of its 2 files is a film by its suffix, as C/IM1" in said
     assert said.count("\n") == 1
+    lay_out(root, {"E/masks/1.png": png(1)})
+    open_folder(root)
+    assert "folder E" not in capsys.readouterr().err  # its files are films, but no images
     parts = {f"{part}/{n}": d for part in ("train", "test") for n, d in TWO.items()}
     open_folder(pack(tmp_path / "p.zip", parts | {"train/Normal/IM1": "x", "notes.txt": "x"}))
     said = capsys.readouterr().err

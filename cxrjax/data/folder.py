@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -23,9 +23,10 @@ PARTS = {
     "test": "test",
     "testing": "test",
 }
-# Folders within a class that hold lung masks; those of other masks are told by their last word.
-_LUNG_MASKS = {"mask", "masks", "lung mask", "lung masks"}
-_OTHER_MASKS = ("mask", "masks", "lesion", "lesions")
+# What folders within a class hold, by their name in lower case, "_" and "-" read as blanks.
+_KINDS = {"images": "images"}
+_KINDS |= dict.fromkeys(("mask", "masks", "lung mask", "lung masks"), "masks")
+_KINDS |= dict.fromkeys(("lesions", "lesion masks", "infection mask", "infection masks"), "lesions")
 _NO_CLASSES = {"images", "masks", "lesions"}  # side by side
 _TABLE = "metadata.csv"
 _TOLD = ("patient", "source")  # what a table may say of an image
@@ -129,7 +130,7 @@ def layout(names: Sequence[str], classes: Sequence[str] = (), where: object = ""
         root += f"{tops.pop()}/"
     parts = {PARTS[top.lower()] for top in tops if top.lower() in PARTS}
     others = sorted(top for top in tops if top.lower() not in PARTS)
-    if others and (len(parts) > 1 or (parts and not set(classes) and _same_classes(paths, tops))):
+    if others and (len(parts) > 1 or (parts and not set(classes) and _same_classes(paths))):
         raise UserError(
             f"{where} has folders {', '.join(others)} beside the parts {', '.join(sorted(parts))}; "
             "name the folder that holds only parts, or only classes, or name the classes by "
@@ -159,19 +160,21 @@ def place(name: str, divided: bool) -> Place:
 
 def _kind(folder: str) -> str:
     """What a folder below a class holds by its name: images, masks (of lungs), lesions; or ""."""
-    words = folder.lower().replace("_", " ").replace("-", " ").split()
-    if words == ["images"]:
-        return "images"
-    if " ".join(words) in _LUNG_MASKS:
-        return "masks"
-    return "lesions" if words and words[-1] in _OTHER_MASKS else ""
+    return _KINDS.get(folder.lower().replace("_", " ").replace("-", " "), "")
 
 
-def _same_classes(paths: Sequence[Sequence[str]], tops: set[str]) -> bool:
-    """Whether images in all of these folders lie in subfolders of the same names, two or more."""
-    below = {top: {p[1] for p in paths if p[0] == top and len(p) > 2} for top in tops}
-    shared = set.intersection(*below.values())
-    return sum(not _kind(name) for name in shared) > 1
+def _same_classes(paths: Sequence[Sequence[str]]) -> bool:
+    """Whether a folder shares two names of subfolders with one that is called like a part."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for top, *inner in paths:
+        if len(inner) > 1 and not _kind(inner[0]):
+            below[top].add(inner[0].casefold())
+    return any(
+        len(below[top] & below[other]) > 1
+        for top in below
+        for other in below
+        if top.lower() in PARTS and other.lower() not in PARTS
+    )
 
 
 def films(names: Sequence[str]) -> list[str]:
@@ -214,7 +217,7 @@ def _tell_of_unread(files: Files, found: Layout, labels: set[str]) -> None:
     """Names folders that would be classes, had they images: of DICOM without a suffix, maybe."""
     lost: dict[str, list[str]] = defaultdict(list)
     for name in files.names:
-        if name.startswith(found.root):
+        if name.startswith(found.root) and not images.is_image(name):
             label = place(name.removeprefix(found.root), found.divided).label
             if label is not None and label not in labels:
                 lost[label].append(name)
@@ -228,8 +231,8 @@ def _tell_of_unread(files: Files, found: Layout, labels: set[str]) -> None:
 def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Rows of the metadata.csv by image name, `patient`, `source` or both; {} without a table.
 
-    Read are those below the root, and of those in the root and in folders wrapped around it the
-    nearest.
+    Read are those below the root that have the columns for it, and of those in the root and in
+    folders wrapped around it the nearest, which must have them.
     """
     tables = [name for name in files.names if PurePosixPath(name).name.lower() == _TABLE]
     around = [name for name in tables if root.startswith(name[: -len(_TABLE)])]
@@ -239,19 +242,34 @@ def _metadata(files: Files, root: str, names: Sequence[str]) -> dict[str, dict[s
     within = [name for name in tables if name.startswith(root) and name not in around]
     found: dict[str, dict[str, str]] = {}
     for table in ([nearest] if nearest else []) + within:
-        _apply_table(files, root, table, names, found)
+        where, above = f"{files.path}: {table}", table[: -len(_TABLE)]
+        try:
+            rows = _with_patient(read_table(files, table), where)
+        except UserError as error:
+            if table == nearest:
+                raise
+            log.say(f"ignored a table within the parts or classes: {error}")
+            continue
+        below = {(root + n).removeprefix(above): n for n in names if (root + n).startswith(above)}
+        _apply_table(rows, where, above, below, found)
     return found
 
 
 def _apply_table(
-    files: Files, root: str, table: str, names: Sequence[str], found: dict[str, dict[str, str]]
+    rows: list[dict[str, str]],
+    where: str,
+    above: str,
+    below: Mapping[str, str],
+    found: dict[str, dict[str, str]],
 ) -> None:
-    """Adds to `found` what a table says of the images below its folder."""
-    where, above = f"{files.path}: {table}", table[: -len(_TABLE)]
-    rows = _with_patient(read_table(files, table), where)
+    """Adds to `found` what the rows of the table `where` in the folder `above` say of images.
+
+    Args:
+      below: names of the images below that folder by their path from there.
+    """
     called: dict[str, set[str]] = defaultdict(set)
-    for name in (name for name in names if (root + name).startswith(above)):
-        path = PurePosixPath((root + name).removeprefix(above).lower())
+    for inside, name in below.items():
+        path = PurePosixPath(inside.lower())
         for way in (str(path), str(path.with_suffix("")), path.name, path.stem):
             called[way].add(name)
     applied = False

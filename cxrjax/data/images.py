@@ -208,8 +208,10 @@ def _decode_dicom(data: bytes, name: str) -> np.ndarray:
         syntax = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian
         dataset.file_meta.TransferSyntaxUID = syntax
     syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_compressed and not get_decoder(syntax).is_available:
-        raise BrokenImage(name, f"is compressed as {syntax.name}: pip install python-gdcm reads it")
+    if syntax.is_compressed and not (decoder := get_decoder(syntax)).is_available:
+        needed = (way.partition(" requires ")[2] for way in decoder.missing_dependencies)
+        ways = " or ".join(needed).replace("gdcm>", "python-gdcm>")
+        raise BrokenImage(name, f"is compressed as {syntax.name}; to read it install {ways}")
     stored = pixel_array(dataset)
     if stored.ndim == 3:
         excess = max(int(dataset.BitsStored) - 8, 0)

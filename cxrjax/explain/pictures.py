@@ -113,7 +113,7 @@ def panel(
     bar.set_label("evidence, one scale\nfor all panels", fontsize=6)
     bar.ax.tick_params(labelsize=6)
     left = len(classes) - k
-    note = f" ({left} less probable classes of {len(classes)} are not shown)" if left else ""
+    note = f" ({left} of {len(classes)} classes are not shown)" if left else ""
     figure.suptitle(cut(PurePosixPath(name).name, 4, 7) + note, fontsize=7)
     save(figure, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from cxrjax import log, predictions
 from cxrjax.data import dataset
+from cxrjax.errors import MALFORMED
 from cxrjax.explain import checks, methods, pictures, regions, scores
 from cxrjax.explain.maps import Explained, enlarge
 from cxrjax.lungs import Segmentation
@@ -191,9 +193,14 @@ def _draw(
 
 
 def _clear(out: Path, drawn: Collection[Path]) -> None:
-    """Deletes what an earlier call drew and this one did not, and nothing else."""
-    panels = (out / "panels").glob("[0-9][0-9][0-9]*-*.png")
-    for path in {*panels, *(out / name for name in _PICTURES)} - {*drawn}:
+    """Deletes what an earlier call drew, by its summary.json, and this one did not."""
+    try:
+        panels = json.loads((out / "summary.json").read_text(encoding="utf-8"))["panels"]
+        names = (Path(str(name)).name for name in panels)
+        listed = {out / "panels" / name for name in names if name.endswith(".png")}
+    except (OSError, *MALFORMED):  # none, or of an older version: a report shows its own alone
+        listed = set()
+    for path in {*listed, *(out / name for name in _PICTURES)} - {*drawn}:
         path.unlink(missing_ok=True)
 
 

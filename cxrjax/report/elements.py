@@ -79,12 +79,13 @@ def missing(what: str, *words: object) -> Html:
 def percent(share: float) -> str:
     """A share as `79 %`, not torn apart at the end of a line.
 
-    Only all is `100 %` and only none `0 %`: what rounds to them has as many decimals as it takes.
+    Only all is `100 %` and only none `0 %`: what rounds to them has decimals, or a bound.
     """
-    places = 0
-    while places < 9 and share not in (0, 1) and float(f"{100 * share:.{places}f}") in (0, 100):
-        places += 1
-    return f"{100 * share:.{places}f}\N{NO-BREAK SPACE}%"
+    text = f"{100 * share:.0f}"
+    if text in ("0", "100") and share not in (0, 1):
+        text = f"{100 * share:.2f}"
+        text = {"0.00": "< 0.01", "100.00": "> 99.99"}.get(text, text)
+    return f"{text}\N{NO-BREAK SPACE}%"
 
 
 def interval(entry: Mapping[str, Any], *, n: bool = True) -> Html:
