@@ -81,11 +81,10 @@ def percent(share: float) -> str:
 
     Only all is `100 %` and only none `0 %`: what rounds to them has decimals, or a bound.
     """
-    text = f"{100 * share:.0f}"
-    if text in ("0", "100") and share not in (0, 1):
-        text = f"{100 * share:.2f}"
-        text = {"0.00": "< 0.01", "100.00": "> 99.99"}.get(text, text)
-    return f"{text}\N{NO-BREAK SPACE}%"
+    texts = [f"{100 * share:.{places}f}" for places in range(3)]
+    whole = share in (0, 1)
+    text = next((text for text in texts if whole or float(text) not in (0, 100)), "")
+    return f"{text or ('> 99.99' if share > 0.5 else '< 0.01')}\N{NO-BREAK SPACE}%"
 
 
 def interval(entry: Mapping[str, Any], *, n: bool = True) -> Html:
