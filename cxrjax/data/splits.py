@@ -58,7 +58,7 @@ def make_splits(
     _check_training_part(parts)
     kinds = {k: classes[k] if len(classes) else str(k) for k in map(int, np.unique(labels))}
     wanted = _per_class(draw, len(kinds)) if len(draw) else None
-    fractions = {"test": test_fraction, "validation": validation_fraction}
+    fractions = {"test": test_fraction, "validation": validation_fraction, "train": 0.0}
     mixed = _mixed_groups(labels, groups) if wanted else np.zeros(len(labels), bool)
     chosen: Splits = {}
     for split in ("test", "validation", "train"):  # train last: it keeps what is left
@@ -69,11 +69,9 @@ def make_splits(
             chosen[split] = pool.astype(np.int32)
             continue
         units = _units(pool, labels, groups, names, seed)
-        if carve:
-            shared = np.isin(groups, groups[~np.isin(parts, ("train", "taken"))])
-            units.sort(key=lambda unit: shared[unit[0][0]])  # stable; a group is so as a whole
+        units = _shared_last(units, groups, parts) if carve else units
         quota = wanted[split] if wanted else None
-        chosen[split] = _of_each_class(units, kinds, split, quota, fractions.get(split, 0.0))
+        chosen[split] = _of_each_class(units, kinds, split, quota, fractions[split])
         if carve:
             parts[chosen[split]] = "taken"
     splits = {split: chosen[split] for split in SPLITS}
@@ -176,6 +174,12 @@ def _units(
         majority = min(count, key=lambda label: (-count[label], label))
         units[key] = (np.array(positions), majority)
     return [units[key] for key in sorted(units)]
+
+
+def _shared_last(units: list[Unit], groups: np.ndarray, parts: np.ndarray) -> list[Unit]:
+    """The same units, those of which a given part holds members, too, behind the others."""
+    shared = np.isin(groups, groups[~np.isin(parts, ("train", "taken"))])
+    return sorted(units, key=lambda unit: shared[unit[0][0]])  # stable; a group is so as a whole
 
 
 def _of_each_class(
