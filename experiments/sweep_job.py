@@ -16,7 +16,8 @@ Points have one shape when network, filters and batch size are equal. For sweeps
 of a point more is measured too: the sweep of one point and of all, for the same fixed numbers of
 epochs without early stopping. With --views there is a second, stronger peer: a user of Keras who
 thought of storing the features of as many views himself and fits heads on them ("keras_stored").
-With --ours a sweep that was run before is taken for ours, its trials' seconds added up.
+With --ours a sweep that was run before is taken for ours, its trials' seconds added up. With
+--shards ours is so many commands at a time, `--shard I/N`, the cores shared out among them.
 Other settings as on the sweep's command line: --config.field=value,
 --grid.field=values. Writes experiments/results/sweep_job-NAME.json; with --only
 sweep_job-NAME-only-PART.json.
@@ -25,6 +26,7 @@ sweep_job-NAME-only-PART.json.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import json
 import os
 import shutil
@@ -106,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cost-epochs", default="1,4", help="runs for the cost of a point more; empty: none"
     )
     parser.add_argument("--ours", type=Path, help="folder of a finished sweep, not run anew")
-    parser.add_argument("--shards", type=int, default=1, help="commands at a time that it took")
+    parser.add_argument("--shards", type=int, default=1, help="commands of ours at a time")
     parser.add_argument("--whole", action="store_true", help="then time the sweep's end as well")
     parser.add_argument("--python", default=sys.executable, help="interpreter with Keras")
     parser.add_argument("--only", choices=("ours", "keras", "cost"), help="one part")
@@ -211,8 +213,9 @@ class Job:
         if self.options.ours:
             return recorded(self.sweep.points, self.options.ours, self.options.shards)
         folder = self.root / "ours"
-        seconds = self._sweep(folder, {"sweep.finish": "none"})
-        told = {"search_seconds": seconds, "trials": trials_of(self.sweep.points, folder)}
+        seconds = self._sweep(folder, {"sweep.finish": "none"}, shards=self.options.shards)
+        told: dict[str, Any] = {"search_seconds": seconds, "shards": self.options.shards}
+        told["trials"] = trials_of(self.sweep.points, folder)
         if self.options.whole:
             told["finish_seconds"] = self._sweep(folder, {}, cold=False)
             told["seconds"] = seconds + told["finish_seconds"]
@@ -237,20 +240,30 @@ class Job:
         *,
         values: Mapping[str, Any] | None = None,
         cold: bool = True,
+        shards: int = 1,
     ) -> float:
-        """Seconds of one command `python -m cxrjax.sweep`, from empty caches if cold."""
+        """Seconds of the command `python -m cxrjax.sweep`, from empty caches if cold.
+
+        Args:
+          shards: so many such commands, all at the same time, each with its part of the cores.
+        """
         for path in set(self._cache.iterdir()) - self._kept if cold else ():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         overrides, of_grid = self.overrides | dict(changes), self.values | dict(values or {})
         fields = [f"--config.{name}={value}" for name, value in overrides.items()]
         fields += [f"--grid.{name}={value}" for name, value in of_grid.items()]
         command = [sys.executable, "-m", "cxrjax.sweep", "--config", str(self.file)]
+        command += ["--workdir", str(folder), *fields]
         log.say(f"running ours: {folder.name} {dict(changes)}")
-        lines, seconds = report_f_job.watched(
-            [*command, "--workdir", str(folder), *fields], lambda line, seconds: None
-        )
-        log.say("".join(lines[-3:]).rstrip() + f"\n  {seconds:.1f} s")
-        return seconds
+        with concurrent.futures.ThreadPoolExecutor(shards) as pool:
+            running = [
+                pool.submit(report_f_job.watched, part, lambda line, seconds: None)
+                for part in sharded(command, shards)
+            ]
+            done = [part.result() for part in running]
+        for lines, seconds in done:
+            log.say("".join(lines[-3:]).rstrip() + f"\n  {seconds:.1f} s")
+        return max(seconds for _, seconds in done)
 
     def keras(self, positions: Sequence[int], epochs: int, how: str = "loop") -> dict[str, Any]:
         """Runs some points in one process; returns its lines and its seconds beside the points.
@@ -337,6 +350,23 @@ def recorded(points: Sequence[grid.Point], folder: Path, shards: int) -> dict[st
     parts = [search.shard(points, i, shards) for i in range(shards)]
     sums = [sum(seconds[point.key] for point in part) for part in parts]
     return {"search_seconds": max(sums), "shard_seconds": sums, "trials": trials}
+
+
+def sharded(command: Sequence[str], shards: int) -> list[list[str]]:
+    """The commands of a sweep's parts, each bound to cores of its own.
+
+    Raises:
+      UserError: where there are fewer cores than parts.
+    """
+    if shards == 1:
+        return [list(command)]
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < shards:
+        raise UserError(f"--shards is {shards} and {len(cores)} cores are at hand; give no more.")
+    return [
+        ["taskset", "-c", ",".join(map(str, cores[i::shards])), *command, "--shard", f"{i}/{shards}"]
+        for i in range(shards)
+    ]
 
 
 def trials_of(points: Sequence[grid.Point], folder: Path) -> list[dict[str, Any]]:

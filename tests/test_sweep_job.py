@@ -120,6 +120,16 @@ def test_a_search_run_before_takes_as_long_as_its_longest_command(tmp_path):
     assert told["search_seconds"] == max(sums) > min(sums)
 
 
+def test_each_part_of_a_sweep_has_cores_of_its_own(monkeypatch):
+    monkeypatch.setattr(sweep_job.os, "sched_getaffinity", lambda process: {7, 2, 5}, raising=False)
+    assert sweep_job.sharded(["sweep"], 1) == [["sweep"]]
+    first, last = sweep_job.sharded(["sweep"], 2)
+    assert first == ["taskset", "-c", "2,7", "sweep", "--shard", "0/2"]
+    assert last == ["taskset", "-c", "5", "sweep", "--shard", "1/2"]
+    with pytest.raises(UserError, match="--shards is 4 and 3 cores"):
+        sweep_job.sharded(["sweep"], 4)
+
+
 def test_what_decides_an_epochs_seconds():
     points = grid.load(str(SWEEPS / "baseline2.py")).points
     shapes = {sweep_job.shape(jobs.describe(point.config, "synthetic")) for point in points}
