@@ -363,9 +363,10 @@ def sharded(command: Sequence[str], shards: int) -> list[list[str]]:
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < shards:
         raise UserError(f"--shards is {shards} and {len(cores)} cores are at hand; give no more.")
+    parts = [",".join(map(str, cores[i::shards])) for i in range(shards)]
     return [
-        ["taskset", "-c", ",".join(map(str, cores[i::shards])), *command, "--shard", f"{i}/{shards}"]
-        for i in range(shards)
+        ["taskset", "-c", part, *command, "--shard", f"{i}/{shards}"]
+        for i, part in enumerate(parts)
     ]
 
 
