@@ -174,14 +174,14 @@ def settings(config: Config, data: Dataset) -> step.Settings:
     )
 
 
-def train_program(config: Config, recipe: step.Recipe) -> tuple[Any, Any]:
+def train_program(config: Config, recipe: step.Recipe) -> tuple[Any, step.Program]:
     """(optimizer, jitted (state, batch) -> (state, loss)); the state passed in is used up."""
     train = config.train
     tx = optim.optimizer(train.optimizer, train.momentum, train.accumulate)
-    return tx, jax.jit(functools.partial(step.train_step, recipe, tx), donate_argnums=0)
+    return tx, step.Program(functools.partial(step.train_step, recipe, tx))
 
 
-def scan_program(recipe: step.Recipe, tx: Any, field: str) -> Any:
+def scan_program(recipe: step.Recipe, tx: Any, field: str) -> step.Program:
     """Jitted (state, rows, labels, index [n, B], mask [n, B], view) -> (state, losses [n]).
 
     The n steps are one program over a resident set; the state passed in is used up. Every n
@@ -199,7 +199,7 @@ def scan_program(recipe: step.Recipe, tx: Any, field: str) -> Any:
 
         return jax.lax.scan(one, state, (index, mask))
 
-    return jax.jit(run, donate_argnums=0)
+    return step.Program(run)
 
 
 def init_state(

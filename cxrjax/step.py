@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +67,31 @@ class TrainState(NamedTuple):
 
 def _held(fields: Any) -> dict[str, Any]:
     return {name: value for name, value in fields._asdict().items() if value is not None}
+
+
+class Program:
+    """A jitted (state, *batch) -> (state, losses); the state passed in is used up.
+
+    All of it but its frozen weights: they are only read, and the next state has the same arrays.
+    Handed through the program and back they cost DenseNet121's last 20 layers an eighth of a step.
+    """
+
+    def __init__(self, take: Callable[..., tuple[TrainState, jax.Array]]):
+        """Args: take: pure; returns its state's frozen weights as they are."""
+
+        def train(state: TrainState, frozen: Any, *batch: Any) -> tuple[TrainState, jax.Array]:
+            after, losses = take(state._replace(frozen=frozen), *batch)
+            return after._replace(frozen=None), losses
+
+        self._jitted = jax.jit(train, donate_argnums=0)
+
+    def __call__(self, state: TrainState, *batch: Any) -> tuple[TrainState, jax.Array]:
+        after, losses = self._jitted(state._replace(frozen=None), state.frozen, *batch)
+        return after._replace(frozen=state.frozen), losses
+
+    def lower(self, state: TrainState, *batch: Any) -> Any:
+        """As `lower` of what `jax.jit` returns; what is compiled from it a call finds."""
+        return self._jitted.lower(state._replace(frozen=None), state.frozen, *batch)
 
 
 class Recipe(NamedTuple):

@@ -80,13 +80,13 @@ def _train(
     else:
         make = feed.input_batches if row in NEED_DATA else feed.one_batch
         batches = make(config, data)
-    step, facts = _compiled(train_step, (state, next(batches)), job["batch_size"])
+    facts = _compile(train_step, (state, next(batches)), job["batch_size"])
 
     def run(steps: int) -> None:
         nonlocal state
         loss = None
         for batch in itertools.islice(batches, steps):
-            state, loss = step(state, batch)
+            state, loss = train_step(state, batch)
         jax.block_until_ready((state, loss))
 
     facts["steps"], window = stepped(job, run, job["batch_size"])
@@ -117,13 +117,13 @@ def _scan(
     chosen = parts()
     program = build.scan_program(recipe, tx, source.field)
     arrays = (source.rows, source.labels)
-    compiled, facts = _compiled(program, (state, *arrays, *next(chosen)), job["batch_size"])
+    facts = _compile(program, (state, *arrays, *next(chosen)), job["batch_size"])
 
     def run(dispatches: int) -> None:
         nonlocal state
         losses = None
         for part in itertools.islice(chosen, dispatches):
-            state, losses = compiled(state, *arrays, *part)
+            state, losses = program(state, *arrays, *part)
         jax.block_until_ready((state, losses))
 
     in_dispatches = job | {"steps": job["steps"] // at_once}
@@ -146,12 +146,12 @@ def _forward(
     arrays = build.copy_arrays((variables.trainable, variables.frozen, variables.batch_stats))
     batch = next(feed.one_batch(config, data, config.eval.batch_size))
     evaluate = jax.jit(functools.partial(step_lib.eval_step, recipe))
-    step, facts = _compiled(evaluate, (*arrays, batch), job["batch_size"])
+    facts = _compile(evaluate, (*arrays, batch), job["batch_size"])
 
     def run(steps: int) -> None:
         result = None
         for _ in range(steps):
-            result = step(*arrays, batch)
+            result = evaluate(*arrays, batch)
         jax.block_until_ready(result)
 
     facts["steps"], window = stepped(job, run, job["batch_size"])
@@ -223,8 +223,8 @@ def _peak(
 # ------------------------------------------------------------------ parts
 
 
-def _compiled(program: Any, arguments: tuple, batch_size: int) -> tuple[Any, dict[str, Any]]:
-    """The program compiled for `arguments`, its compile seconds and XLA's count of operations.
+def _compile(program: Any, arguments: tuple, batch_size: int) -> dict[str, Any]:
+    """Compiles what a call with `arguments` runs; seconds it took, and XLA's count of operations.
 
     Of the compiled program, but as written where oneDNN hides its convolutions from the count.
     """
@@ -233,7 +233,7 @@ def _compiled(program: Any, arguments: tuple, batch_size: int) -> tuple[Any, dic
     compiled = lowered.compile()
     seconds = time.perf_counter() - start
     as_written = _flop(lowered, batch_size)
-    return compiled, {
+    return {
         "compile_seconds": seconds,  # tracing included
         "flop_per_image": as_written if runtime.has_onednn() else _flop(compiled, batch_size),
         "flop_per_image_as_written": as_written,

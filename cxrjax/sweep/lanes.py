@@ -26,7 +26,7 @@ _TRIALS = step.TrainState(**_AXES)
 class Programs(NamedTuple):
     """What is compiled for trials of one recipe."""
 
-    train: Any  # (state, batch) -> (state, loss [] or [n]); the state passed in is used up
+    train: step.Program  # (state, batch) -> (state, loss [] or [n])
     evaluate: Any  # (params, frozen, batch_stats, batch) -> probabilities, cross-entropy
 
 
@@ -46,7 +46,7 @@ def programs(
     if stacked:
         train = jax.vmap(train, in_axes=(_TRIALS, None), out_axes=(_TRIALS, 0))
         evaluate = jax.vmap(evaluate, in_axes=(0, None, 0, None))
-    return Programs(jax.jit(train, donate_argnums=0), jax.jit(evaluate))
+    return Programs(step.Program(train), jax.jit(evaluate))
 
 
 def first_states(
@@ -92,8 +92,6 @@ class Lanes:
         """One step of every trial on the same B examples."""
         for i, state in enumerate(self._states):
             state, _ = self._programs.train(state._replace(frozen=self._frozen), batch)
-            # The frozen arrays come back under a new name: their buffers are handed on.
-            self._frozen = state.frozen
             self._states[i] = state._replace(frozen=None)
 
     def compile(self, batch: Batch) -> int:
