@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import sys
@@ -59,7 +60,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, arrays: Any, note: dict[str, Any], *, wait: bool = False) -> None:
-        """Starts writing; the arrays are copied off the device before this returns.
+        """Starts writing; arrays and note may change as soon as this returns.
 
         Args:
           step: its number; must be larger than the newest one's.
@@ -73,7 +74,8 @@ class Checkpoints:
             args = self._ocp.args.Composite(
                 **{
                     _ARRAYS: self._ocp.args.StandardSave(arrays),
-                    _NOTE: self._ocp.args.JsonSave(note),
+                    # Written by a thread, once the folder is there.
+                    _NOTE: self._ocp.args.JsonSave(copy.deepcopy(note)),
                 }
             )
             self._manager.save(step, args=args, force=True)

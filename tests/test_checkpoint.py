@@ -107,6 +107,20 @@ def test_another_structure_or_a_damaged_checkpoint_is_one_sentence(tmp_path):
     checkpoints.close()
 
 
+def test_a_note_may_change_while_it_is_written(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c")
+    note, save = {"history": [{"loss": 0.5}]}, checkpoints._manager.save
+
+    def late(step, args, **options):
+        note["history"] += [{"loss": 0.25}]  # as an epoch that ends before the writing has begun
+        save(step, args=args, **options)
+
+    monkeypatch.setattr(checkpoints._manager, "save", late)
+    checkpoints.save(1, make_tree(1), note, wait=True)
+    assert checkpoints.note(1, {"history": list}) == {"history": [{"loss": 0.5}]}
+    checkpoints.close()
+
+
 def test_a_full_disk_is_told_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(1, make_tree(1), {"n": 1}, wait=True)
