@@ -202,13 +202,22 @@ def test_a_damaged_file_never_ends_in_another_exception(tmp_path_factory, data):
 def test_a_contract_that_no_network_can_meet_is_told(tmp_path):
     thirds = {"mean": [0.5] * 3, "std": [0.5] * 3, "channels": 3, "input_size": 224}
     contract = {"model": "resnet50v2", "convention": "keras", "preprocessing": "tf", **thirds}
-    weights.save_npz(tmp_path / "w.npz", tensors(), {"contract": contract | {"channels": 3.0}})
-    with pytest.raises(UserError, match="states an input contract that is none"):
-        weights.load_tensors(tmp_path / "w.npz")
+    for odd in ({"channels": 3.0}, {"mean": ["0.5"] * 3}, {"std": [10**400] * 3}):
+        weights.save_npz(tmp_path / "w.npz", tensors(), {"contract": contract | odd})
+        with pytest.raises(UserError, match="states an input contract that is none"):
+            weights.load_tensors(tmp_path / "w.npz")
     spec = registry.spec("resnet50v2")
     assert spec.with_contract(contract).convention == "keras"
     with pytest.raises(UserError, match="'torch', which it does not have"):
         spec.with_contract(contract | {"convention": "torch"})
+
+
+@pytest.mark.parametrize("member", ["__metadata__", "__sha256__"])
+def test_an_npz_whose_json_is_no_object_is_told(tmp_path, member):
+    path, members = tmp_path / "w.npz", {"__metadata__": "{}", member: "5"}
+    np.savez(path, **{name: np.array(text) for name, text in members.items()}, **tensors())
+    with pytest.raises(UserError, match="not a cxrjax weight file"):
+        weights.load_tensors(path)
 
 
 def test_npz_gives_back_what_was_saved(tmp_path):

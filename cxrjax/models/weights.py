@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cxrjax import log
-from cxrjax.errors import UserError, writing
+from cxrjax.errors import MALFORMED, UserError, writing
 from cxrjax.models import download, file_kind, keras_h5, registry, torch_file, torch_names
 from cxrjax.models.registry import ModelSpec
 
@@ -185,7 +186,7 @@ def _take(left: Tensors, name: str, old: Any) -> np.ndarray:
     return value
 
 
-def _read_npz(path: Path) -> tuple[Tensors, Any]:
+def _read_npz(path: Path) -> tuple[Tensors, dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > file_kind.MAX_BYTES:
@@ -196,7 +197,7 @@ def _read_npz(path: Path) -> tuple[Tensors, Any]:
                     f"{path} was not written by cxrjax.convert; convert its source anew."
                 )
             about = {
-                name: json.loads(str(archive[name]))
+                name: dict(json.loads(str(archive[name])))
                 for name in (_METADATA, _DIGESTS)
                 if name in archive
             }
@@ -205,23 +206,21 @@ def _read_npz(path: Path) -> tuple[Tensors, Any]:
         raise
     except Exception as error:  # damaged archives make zipfile and numpy raise almost anything
         raise file_kind.damaged(path, "a cxrjax weight file") from error
-    digests = about.get(_DIGESTS)
     for name, value in tensors.items():
         if value.dtype != np.float32 or "/" not in name:
             raise UserError(f"{path}: {name} is not a float32 tensor of a layer; convert it anew.")
-        if isinstance(digests, dict) and digests.get(name) != _sha256(value):
+        if _DIGESTS in about and about[_DIGESTS].get(name) != _sha256(value):
             raise UserError(f"{path}: {name} is not as it was written (SHA-256); convert it anew.")
     return tensors, about[_METADATA]
 
 
-def _contract(path: Path, source: Any) -> dict[str, Any] | None:
+def _contract(path: Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
     """The contract a .npz file states, or None; it is the file's claim and checked as such."""
-    contract = source.get("contract") if isinstance(source, dict) else None
+    contract = source.get("contract")
     if contract is None:
         return None
     try:
         texts = [contract[key] for key in ("model", "convention", "preprocessing")]
-        numbers = [float(x) for key in ("mean", "std") for x in contract[key]]
         fits = (
             all(isinstance(text, str) for text in texts)
             and contract["convention"] in ("keras", "torch")
@@ -229,10 +228,10 @@ def _contract(path: Path, source: Any) -> dict[str, Any] | None:
             and contract["channels"] in (1, 3)
             and isinstance(contract["input_size"], int)
             and len(contract["mean"]) == len(contract["std"]) == contract["channels"]
-            and np.isfinite(numbers).all()
+            and all(map(math.isfinite, (*contract["mean"], *contract["std"])))
             and min(contract["std"]) > 0
         )
-    except (KeyError, TypeError, ValueError):
+    except MALFORMED:
         fits = False
     if not fits:
         raise UserError(f"{path} states an input contract that is none; convert its source anew.")
