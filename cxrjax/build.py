@@ -103,7 +103,7 @@ def network(
     if start is not None:
         mean, std = start.recipe.mean, start.recipe.std
     elif config.input.normalize == "dataset":
-        mean, std = (data.mean,) * spec.channels, (data.std,) * spec.channels
+        mean, std = _moments(data, spec.channels)
     recipe = step.Recipe(
         graphdef=graphdef,
         n_classes=len(data.classes),
@@ -123,6 +123,16 @@ def network(
         own = start.folder == workdir
         begun = start.contract.get("start_from") if own else start.provenance
     return model, recipe, Variables(trainable, frozen, batch_stats, source, begun)
+
+
+def _moments(data: Dataset, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if data.std < 1e-9:  # of equal pixels it is 0 but for rounding
+        raise UserError(
+            "config field input.normalize: dataset divides by the deviation of all pixels of "
+            "train and validation, which are of one and the same grey; mend the images, or set "
+            "input.normalize=backbone."
+        )
+    return (data.mean,) * channels, (data.std,) * channels
 
 
 def check_steps(config: Config, data: Dataset) -> None:

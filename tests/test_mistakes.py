@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from film_files import lay_out, png
 from test_loop import ROOT, arguments
 
 from cxrjax import cli, config, log, main
@@ -35,6 +36,16 @@ def test_the_corrected_command_takes_the_same_folder(tmp_path, capsys, mistake, 
     corrected = config.load(QUICKSTART, {"train.epochs": "1"})
     RunFolder(workdir, corrected).close()
     assert not (workdir / "config.json").exists()
+
+
+@pytest.mark.parametrize("grey", [10, 11])  # whose deviation is 0, and 7e-18 by rounding
+def test_images_of_one_grey_have_no_deviation_to_divide_by(tmp_path, capsys, grey):
+    names = ("train/%s/1", "train/%s/2", "val/%s/3", "test/%s/4")
+    places = [f"{name % label}.png" for name in names for label in "ab"]
+    lay_out(tmp_path / "d", dict.fromkeys(places, png(grey)))
+    settings = {"data__name": "folder", "data__dir": tmp_path / "d", "input__normalize": "dataset"}
+    assert main.main(arguments(tmp_path / "run", **settings)) == 2
+    assert "of one and the same grey" in capsys.readouterr().err
 
 
 def test_a_folder_in_which_nothing_was_saved_can_be_taken_over(tmp_path):
