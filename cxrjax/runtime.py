@@ -10,6 +10,8 @@ import platform
 import warnings
 from pathlib import Path
 
+from cxrjax.errors import UserError
+
 # XLA:CPU hands convolutions to YNNPACK, which is half as fast as Eigen in jaxlib 0.10.2 and slow at
 # the gradients of kernels in all of these. From 0.11 on oneDNN is there, faster than either.
 # An unknown flag aborts the process, so each is set only for releases known to have it.
@@ -94,6 +96,8 @@ def start(cache: Path | None = None) -> None:
       cache: folder in which compiled programs are kept between runs; None keeps none. A
         JAX_COMPILATION_CACHE_DIR of the user's goes before it. Programs with convolutions of
         oneDNN's are never kept.
+    Raises:
+      UserError: when there is no device of the user's JAX_PLATFORMS.
     """
     set_xla_flags()
     # Only there: with one heap the threads that compile for a GPU wait for each other, minutes
@@ -113,6 +117,14 @@ def start(cache: Path | None = None) -> None:
         # is nothing that a user could mend.
         unkept = "Error writing persistent compilation cache entry.*bad_alloc"
         warnings.filterwarnings("ignore", unkept, UserWarning)
+    if asked := os.environ.get("JAX_PLATFORMS"):
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError) as error:  # the latter of cuda without a GPU
+            raise UserError(
+                f"JAX finds no device for JAX_PLATFORMS={asked}; set it to cpu, or unset it to "
+                "have JAX choose."
+            ) from error
 
 
 def out_of_memory(error: Exception) -> bool:

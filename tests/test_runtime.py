@@ -1,5 +1,6 @@
 """What is set before JAX starts."""
 
+import os
 import subprocess
 import sys
 
@@ -37,10 +38,27 @@ def test_memory_is_kept_only_where_there_is_nothing_but_cpus(monkeypatch, asked,
     monkeypatch.setenv("JAX_PLATFORMS", asked)
     monkeypatch.setattr(runtime.importlib.metadata, "entry_points", lambda group: plugins)
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("jax.devices", list)  # JAX would read the made-up plugins
     called = []
     monkeypatch.setattr(runtime, "keep_freed_memory", lambda: called.append(True))
     runtime.start()
     assert bool(called) == alone
+
+
+@pytest.mark.parametrize("asked", ["nonsense", "tpu,cpu", "cuda"])
+def test_a_platform_without_a_device_is_one_sentence(tmp_path, asked):
+    run = subprocess.run(
+        [sys.executable, "-m", "cxrjax.convert", tmp_path / "none.h5", tmp_path / "w.npz"],
+        env=os.environ | {"JAX_PLATFORMS": asked},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    here = f"JAX finds no device for JAX_PLATFORMS={asked};" in run.stderr
+    # Where there is one, the missing file is told.
+    assert run.stderr.count("cxrjax: ") == 1 and (here or "none.h5 cannot be read" in run.stderr)
+    assert here or asked != "nonsense"
 
 
 @pytest.mark.parametrize(
