@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cxrjax.errors import UserError
+from cxrjax.errors import MALFORMED, UserError
 
 _ARRAYS, _NOTE = "state", "note"
 
@@ -29,7 +29,11 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False):
-        """Opens `folder`; with `read_only` nothing in it is created, cleaned up or changed."""
+        """Opens `folder`; with `read_only` nothing in it is created, cleaned up or changed.
+
+        Raises:
+          UserError: when a checkpoint is damaged, or the folder cannot be written.
+        """
         import orbax.checkpoint as ocp
 
         # Its threads log the traceback of a failed write, which reaches the caller anyway.
@@ -43,17 +47,23 @@ class Checkpoints:
             if read_only
             else "delete that folder to go on from the checkpoint before it"
         )
-        with self._writing():
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=2, create=True, cleanup_tmp_directories=True
-            )
-            if read_only:
-                options = ocp.CheckpointManagerOptions(read_only=True)
-            self._manager = ocp.CheckpointManager(
-                folder.absolute(),
-                options=options,
-                item_names=(_ARRAYS, _NOTE),
-            )
+        try:
+            with self._writing():
+                options = ocp.CheckpointManagerOptions(
+                    max_to_keep=2, create=True, cleanup_tmp_directories=True
+                )
+                if read_only:
+                    options = ocp.CheckpointManagerOptions(read_only=True)
+                self._manager = ocp.CheckpointManager(
+                    folder.absolute(),
+                    options=options,
+                    item_names=(_ARRAYS, _NOTE),
+                )
+        except MALFORMED as error:  # orbax reads a little of every checkpoint here
+            raise UserError(
+                f"a checkpoint in {folder} is damaged ({_one_line(error)}); restore that folder or "
+                "train anew."
+            ) from error
 
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
@@ -146,10 +156,8 @@ class Checkpoints:
             raise self._unreadable(step, error) from error
 
     def _unreadable(self, step: int, error: Exception) -> UserError:
-        reason = " ".join(str(error).split())[:200]
-        return UserError(
-            f"checkpoint {self.folder / str(step)} cannot be read ({reason}); {self._remedy}."
-        )
+        where = self.folder / str(step)
+        return UserError(f"checkpoint {where} cannot be read ({_one_line(error)}); {self._remedy}.")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -173,6 +181,10 @@ class Checkpoints:
                         "and run the same command again to resume, or choose another --workdir."
                     ) from error
             raise
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _odd(found: Any, form: Any, name: str = "") -> str | None:

@@ -294,6 +294,14 @@ def test_a_run_does_not_go_on_from_a_damaged_note(copied, content):
         loop.train_and_evaluate(config.load(str(run / "config.json")), run)
 
 
+@pytest.mark.parametrize("content", ["[]", '{"init_timestamp_nsecs": "x"}'])
+def test_a_checkpoint_that_cannot_even_be_listed(copied, content):
+    run, checkpoint = copied
+    (checkpoint / "_CHECKPOINT_METADATA").write_text(content)
+    with pytest.raises(UserError, match=r"a checkpoint in .* is damaged .*; restore that folder"):
+        trained.load(run)
+
+
 @pytest.mark.parametrize("left", ["a file", "an empty folder"])
 def test_what_only_has_the_name_of_a_checkpoint(copied, left):
     run, checkpoint = copied
