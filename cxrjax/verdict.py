@@ -78,7 +78,7 @@ def short(value: float | None) -> str:
     """Two digits, the nought before the point left out: .93, 1.00, -.05; or undefined."""
     if value is None:
         return "undefined"
-    text = f"{value:.2f}"
+    text = f"{value:z.2f}"  # z: what rounds to 0 has no sign
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
