@@ -39,6 +39,7 @@ from cxrjax.audit import __main__ as audit
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
+from cxrjax.explain.maps import Explained
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -113,6 +114,19 @@ def test_figures_of_images_trained_on_say_so(whole, capsys):
     assert "images that the network was trained on" in capsys.readouterr().err
     assert decide.main(["--workdir", str(whole), "--disease", "clear", "--resamples", "100"]) == 0
     assert "images that the network was trained on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("only", ["all", "misclassified"])
+def test_explanations_of_images_trained_on_say_so(whole, tmp_path, capsys, monkeypatch, only):
+    monkeypatch.setattr(Explained, "right", property(lambda found: found.labels >= 0))
+    checks = ("faithfulness", "sanity", "agreement", "panels")
+    out = ["--out", str(tmp_path), "--only", only, *(f"--{check}=0" for check in checks)]
+    for split, trained_on in (("validation", True), ("test", False)):
+        assert explain.main(["--workdir", str(whole), *out, "--split", split]) == 0
+        told = f"The images of the {split} split were trained on."
+        assert (told in capsys.readouterr().out) == trained_on
+        sentences = json.loads((tmp_path / "summary.json").read_text())["sentences"]
+        assert (told == sentences[0]) == trained_on and len(sentences) > trained_on
 
 
 def test_nothing_stops_early_by_images_trained_on():

@@ -65,10 +65,11 @@ def write(
         "n": len(found.labels),
         "test_looks": looks,
     }
+    seen = _seen(run, split)
     if not len(found.labels):
         log.write_text(out / "explanations.jsonl", "")
         _clear(out, ())
-        said = [f"No image of the {split} split is wrong."]
+        said = [*seen, f"No image of the {split} split is wrong."]
         return summary | {"panels": [], "scores": {}, "sentences": said}
     shares = _shares(run, data, found, segment)
     _lines(out / "explanations.jsonl", run, found, shares)
@@ -77,7 +78,13 @@ def write(
     summary |= _summary(run, found, shares)
     summary["checks"], said = checks.write(checker, found, out)
     _clear(out, [*drawn, *([out / "checks.png"] if summary["checks"] else [])])
-    return summary | {"sentences": summary["sentences"] + said}
+    return summary | {"sentences": [*seen, *summary["sentences"], *said]}
+
+
+def _seen(run: Trained, split: str) -> list[str]:
+    """What is said before all else of images that the run was trained on."""
+    trained_on = split in dataset.training_splits(run.config)
+    return [f"The images of the {split} split were trained on."] if trained_on else []
 
 
 def _explained(data: dataset.Dataset, split: str, checker: checks.Checker) -> Explained:
