@@ -56,6 +56,10 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f"--resamples is {arguments.resamples}; give 100 or more.")
     if arguments.seed < 0:
         raise UserError(f"--seed is {arguments.seed}; give 0 or more.")
+    folders = [Path(folder).resolve() for folder in arguments.runs]
+    for k, folder in enumerate(folders):
+        if folder in folders[:k]:
+            raise UserError(f"{arguments.runs[k]} is named twice; name each run once.")
 
     from cxrjax import comparison, predictions
 

@@ -138,6 +138,9 @@ def test_damaged_runs_are_a_sentence(runs, tmp_path, capsys, spoil, words):
 def test_what_makes_no_sense_is_a_sentence(runs, capsys):
     assert command(runs[0]) == 2
     assert "two runs or more" in capsys.readouterr().err
+    again = f"{runs[0].parent}/./{runs[0].name}/"
+    assert command(*runs, again) == 2  # a pair more would adjust the others' p values
+    assert f"{again} is named twice" in capsys.readouterr().err
     assert compare.main([*map(str, runs), "--resamples", "3"]) == 2
     assert "give 100 or more" in capsys.readouterr().err
 

@@ -129,8 +129,8 @@ def test_a_run_whose_verdict_cannot_be_told_is_not_looked_at(tmp_path):
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("looks", ["many", -3, None, [2], 1.5])
 def test_a_damaged_count_of_looks_is_at_least_the_one(tmp_path, capsys, looks, command):
-    run = make(tmp_path / "run", test_looks=looks)
-    assert COMMANDS[command](run, run) == 0
+    run, other = (make(tmp_path / name, test_looks=looks) for name in ("run", "other"))
+    assert COMMANDS[command](run, other) == 0
     assert predictions.looks(predictions.read(run)) == (1, 0)
 
 
