@@ -139,7 +139,7 @@ def _wide(metric: dict[str, Any]) -> str:
 
 def _turn(prevalence: float | None) -> str:
     if prevalence is None:
-        return "the same is preferable at every prevalence"
+        return "the answer is the same at every prevalence"
     return f"both are worth the same at a prevalence of {prevalence:.3g}"
 
 

@@ -58,6 +58,14 @@ def test_what_a_test_without_positives_predicts_is_undefined(tmp_path, capsys):
     assert "at P: PPV undefined, NPV 1.00" in capsys.readouterr().out
 
 
+def test_of_two_tests_worth_the_same_none_is_called_preferable(run, capsys):
+    accuracy = json.loads((run / "result.json").read_text())["test"]["accuracy"]["value"]
+    assumed = {"pcr-sensitivity": accuracy, "pcr-cost": 5, "xray-cost": 5}
+    assert command(run, *(f"--{name}={value!r}" for name, value in assumed.items())) == 0
+    (told,) = [s for s in capsys.readouterr().out.splitlines() if s.startswith("as the report")]
+    assert told.endswith("; the answer is the same at every prevalence")
+
+
 def test_without_a_mistake_nothing_is_certain(tmp_path):
     faultless = make(tmp_path / "run", 1.0, lift=9)
     command(faultless, "--prevalence", "0.1")
