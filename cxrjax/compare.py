@@ -77,7 +77,7 @@ def _run(argv: Sequence[str]) -> int:
         arguments.seed,
     )
     rows = [_row(name, run) for name, run in zip(names, runs, strict=True)]
-    looks = predictions.looks(runs[0])
+    looks = predictions.looks(runs[0].folder, runs[0].result)
     found = {
         "runs": rows,
         "pairs": pairs,

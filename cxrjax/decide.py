@@ -79,7 +79,7 @@ def _run(argv: Sequence[str]) -> int:
     folder = Path(arguments.workdir)
     run = predictions.read(folder)
     disease = _disease(run, arguments.disease)
-    looks = predictions.looks(run)
+    looks = predictions.looks(folder, run.result)
     found = decision_report.make(run, disease, arguments)
     found |= {"test_looks": looks.here, "test_looks_elsewhere": looks.elsewhere}
     with writing(folder, "free some room or copy the run elsewhere"):

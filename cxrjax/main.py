@@ -45,7 +45,7 @@ def _run(argv: Sequence[str]) -> int:
 
     config = config_lib.load(arguments.config or str(workdir / "config.json"), overrides)
 
-    from cxrjax import log, runtime
+    from cxrjax import log, predictions, runtime
     from cxrjax.run_folder import follow_data, keep_places
 
     if arguments.config is None and "data.dir" not in overrides:
@@ -57,7 +57,10 @@ def _run(argv: Sequence[str]) -> int:
     result, was_finished = train_and_evaluate(config, workdir)
     if was_finished:
         log.say(f"{workdir} is finished; choose another --workdir to train anew.")
-    print(verdict.summary(result, workdir))
+    print(verdict.summary(result))
+    # Not as result.json has it: of a finished run the split may have been read since.
+    looks = predictions.looks(workdir, result)
+    print(f"{looks}{'' if 'test' in result else ', not by this run'}; results in {workdir}")
     return 0
 
 

@@ -53,13 +53,17 @@ class Run:
         return self.folder.resolve().name
 
 
-def looks(run: Run) -> Looks:
-    """How often the run's test split was read so far, by all runs; at least what the run knew."""
-    told = run.result.get("test_looks")
+def looks(folder: Path, result: dict[str, Any]) -> Looks:
+    """How often a run's test split was read so far, by all runs; at least what the run knew.
+
+    Args:
+      folder, result: of the finished run, and what its result.json holds.
+    """
+    told = result.get("test_looks")
     if type(told) is not int or told < 1:  # none, or damaged
-        told = int("test" in run.result)
-    data, digest = run.result.get("data_fingerprint"), run.result.get("split_digest")
-    config = run.folder / "config.json"
+        told = int("test" in result)
+    data, digest = result.get("data_fingerprint"), result.get("split_digest")
+    config = folder / "config.json"
     if data is None or digest is None or not config.is_file():
         return Looks(told, 0)
     settings = config_lib.load(str(config))

@@ -112,7 +112,7 @@ class RunFolder:
         try:
             result = json.loads(self.result_file.read_text(encoding="utf-8"))
             # What cannot be told is no result: to take it for an untested one costs a look.
-            verdict.summary(result, self.path)
+            verdict.summary(result)
             return None if self._tested and "test" not in result else result
         except (OSError, *MALFORMED) as error:
             raise UserError(

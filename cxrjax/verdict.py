@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 # A network that keeps more than this of what it knows, where no lung is to be seen, uses something
@@ -82,7 +81,7 @@ def short(value: float | None) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
-def summary(result: Mapping[str, Any], workdir: Path) -> str:
+def summary(result: Mapping[str, Any]) -> str:
     """The lines printed at the end: figures with intervals, and the verdict."""
     epochs = f"best epoch {result['best_epoch']} of {result['epochs']}"
     if "validation" in result.get("trained_on", ()):
@@ -96,14 +95,9 @@ def summary(result: Mapping[str, Any], workdir: Path) -> str:
             f"macro F1 {_wide(part['macro_f1'])}, AUROC {_wide(part['auroc'])} (95 %)"
             + (" on images trained on" if part.get("trained_on") else "")
         )
-    tested = "test" in result
-    lines += _per_class(result["test" if tested else "validation"])
+    lines += _per_class(result["test" if "test" in result else "validation"])
     lines += [f"audit      {finding}" for finding in result["audit"]["summary"]]
     lines.append(f"verdict    {line(result)}")
-    own = "" if tested else ", not by this run"
-    lines.append(
-        f"test split read {result['test_looks']} time(s) so far{own}; results in {workdir}"
-    )
     return "\n".join(lines)
 
 

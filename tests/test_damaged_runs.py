@@ -131,7 +131,7 @@ def test_a_run_whose_verdict_cannot_be_told_is_not_looked_at(tmp_path):
 def test_a_damaged_count_of_looks_is_at_least_the_one(tmp_path, capsys, looks, command):
     run, other = (make(tmp_path / name, test_looks=looks) for name in ("run", "other"))
     assert COMMANDS[command](run, other) == 0
-    assert predictions.looks(predictions.read(run)) == (1, 0)
+    assert predictions.looks(run, predictions.read(run).result) == (1, 0)
 
 
 def test_what_rounding_made_even_is_no_damage(tmp_path):

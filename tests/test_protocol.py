@@ -105,7 +105,7 @@ def test_figures_of_images_trained_on_say_so(whole, capsys):
     assert "; trained on validation images too; leaks 0" in result["verdict"]
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("trained_on") for line in lines] == [None, True] * 2
-    told = verdict.summary(result, whole)
+    told = verdict.summary(result)
     assert "2 epochs on training and validation images, the last one kept" in told
     assert told.count("on images trained on") == 1
     fitted = json.loads((whole / "calibration.json").read_text())
@@ -417,3 +417,7 @@ def test_a_run_is_tested_later(tmp_path, capsys):
     assert "is finished" in capsys.readouterr().err
     assert main.main(["--workdir", str(late), "--config.eval.test=False"]) == 2
     assert "eval.test was True, now False" in capsys.readouterr().err
+    # By the later run too: what the earlier one wrote of it is not what holds now.
+    assert main.main(["--workdir", str(early)]) == 0
+    told = f"test split read {result_of(late)['test_looks']} time(s) so far"
+    assert told in capsys.readouterr().out

@@ -98,7 +98,7 @@ def gather(folder: Path, explained: Path | None) -> Found:
         folder=folder,
         result=run.result,
         splits=run.splits,
-        looks=predictions.looks(run),
+        looks=predictions.looks(folder, run.result),
         config=config_lib.load(str(settings)) if settings.is_file() else None,
         calibration=_part("calibration", folder),
         decision=_part("decision", folder),
