@@ -64,7 +64,7 @@ def write(training: Training) -> dict[str, Any]:
         "trained_on": list(dataset.training_splits(config)),
         **splits,
         "audit": audit,
-        "test_looks": looks,
+        "test_looks": looks.here,
         "weights_digest": weights_digest(
             optim.combine(trained, training.state.frozen), batch_stats
         ),

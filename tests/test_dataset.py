@@ -239,19 +239,17 @@ def test_looks_at_a_test_split_are_counted(tmp_path):
     few = {"phantom.count": 24}
     data = dataset.prepare(_config(tmp_path, **few))
     other = dataset.prepare(_config(tmp_path, split_seed=1, **few))
-    assert [dataset.record_test_look(data, "run 1"), dataset.record_test_look(data, "run 2")] == [
-        1,
-        2,
-    ]
-    assert dataset.record_test_look(other, "run 3") == 1
+    for k in (1, 2):
+        assert dataset.record_test_look(data, f"run {k}") == (k, 0)
+    assert dataset.record_test_look(other, "run 3") == (1, 2)
     ledger = data.store.root.parent / "test_looks.jsonl"
     with open(ledger, "a") as file:
         file.write('{"time": "cut sho')
-    assert dataset.record_test_look(data, "run 4") == 3
+    assert dataset.record_test_look(data, "run 4") == (3, 1)
     # Another image size is another store but the same test split.
     larger = dataset.prepare(_config(tmp_path, image_size=72, **few))
     assert larger.digest == data.digest and larger.store.root != data.store.root
-    assert dataset.record_test_look(larger, "run 5") == 4
+    assert dataset.record_test_look(larger, "run 5") == (4, 1)
 
 
 def test_looks_can_be_counted_without_the_data_and_without_looking(tmp_path):
@@ -283,7 +281,7 @@ def test_looks_at_once_are_each_counted(tmp_path):
         assert look.is_alive()
         other.write(line)
     look.join()
-    assert counted == [3] and len(ledger.read_text().splitlines()) == 3
+    assert counted == [(3, 0)] and len(ledger.read_text().splitlines()) == 3
 
 
 def test_cramers_v_without_correction_would_be_scipys():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from cxrjax import config as config_lib
 from cxrjax import loop, predict, trained
+from cxrjax.data import ledger
 from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
 from cxrjax.explain import maps, pictures, report
@@ -66,11 +67,14 @@ def flat(found, data, raw, names):
 def test_explain_writes_what_the_interface_says(run, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--workdir", str(run), "--out", str(out), "--panels", "2"]
+    data = trained.load(run).data()
+    ledger.record(data.store.root.parent, data.fingerprint, "another split", "a run")
     assert explain.main(arguments) == 0
     told = capsys.readouterr().out
     assert "16 images explained" in told
-    looks = json.loads((out / "summary.json").read_text())["test_looks"]
-    assert looks > 1 and f"test split read {looks} time(s) so far" in told
+    summary = json.loads((out / "summary.json").read_text())
+    looks = ledger.Looks(summary["test_looks"], summary["test_looks_elsewhere"])
+    assert looks.here > 1 and looks.elsewhere and told.endswith(f"; {looks}\n")
     lines = lines_of((out / "explanations.jsonl").read_text())
     assert len(lines) == 16
     for line in lines:
@@ -79,7 +83,6 @@ def test_explain_writes_what_the_interface_says(run, tmp_path, capsys):
         assert (share["lesion"] is None) == (line["label"] == "clear" or share["lungs"] is None)
     assert len(list((out / "panels").glob("*.png"))) == 2
     assert (out / "lung_share.png").stat().st_size > 1000
-    summary = json.loads((out / "summary.json").read_text())
     known = [line["share"]["lungs"] for line in lines if line["share"]["lungs"] is not None]
     assert summary["scores"]["lungs"]["all"]["n"] == len(known)
     assert summary["scores"]["lungs"]["all"]["value"] == pytest.approx(np.mean(known))

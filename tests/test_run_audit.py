@@ -12,7 +12,7 @@ from PIL import Image
 from cxrjax import config as config_lib
 from cxrjax import main, trained
 from cxrjax.audit import __main__ as command
-from cxrjax.data import dataset
+from cxrjax.data import dataset, ledger
 from cxrjax.data.phantom import PhantomSource
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,10 +56,13 @@ def test_a_run_on_marked_films_is_confounded(marked):
 
 def test_the_command_audits_a_run(marked, capsys):
     before = json.loads((marked / "result.json").read_text())
+    cache = Path(trained.load(marked).config.data.cache)
+    ledger.record(cache, before["data_fingerprint"], "another split", "a run")
     assert command.main(["--workdir", str(marked), "--strict"]) == 1
     told = capsys.readouterr().out
     assert "borders alone tell the class" in told and told.count("CONFOUNDED") == 1
-    assert f"test split read {before['test_looks'] + 1} time(s) so far" in told
+    looks = ledger.Looks(before["test_looks"] + 1, 1)
+    assert str(looks) in told and "; 1 time(s) in other splits" in str(looks)
     report = json.loads((marked / "audit/audit.json").read_text())
     views = report["shortcuts"]["views"]
     kinds = [finding["kind"] for finding in report["findings"]]
@@ -72,8 +75,9 @@ def test_the_command_audits_a_run(marked, capsys):
     after = json.loads((marked / "result.json").read_text())
     assert after["audit"]["shortcuts"] == report["shortcuts"]
     assert after["test"] == before["test"]
-    looks = dataset.test_looks(dataset.prepare(trained.load(marked).config))
-    assert after["test_looks"] == looks > before["test_looks"]
+    assert dataset.test_looks(dataset.prepare(trained.load(marked).config)) == looks
+    assert (report["test_looks"], report["test_looks_elsewhere"]) == looks
+    assert after["test_looks"] == looks.here
 
 
 def test_other_data_than_those_of_the_run_are_refused(marked, capsys):

@@ -44,8 +44,8 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
     """Audits a finished run's network on the test split; its result.json gets verdict and looks.
 
     Returns:
-      `shortcuts`, see `shortcuts.measure`, `verdict`, `test_looks`, and `findings` as those of the
-      data.
+      `shortcuts`, see `shortcuts.measure`, `verdict`, `test_looks` and `test_looks_elsewhere` (in
+      other splits), and `findings` as those of the data.
     Raises:
       UserError: when the run is not finished or was trained on other data.
     """
@@ -56,7 +56,8 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
             "--config.data.dir at the original data."
         )
     result = result_of(workdir)
-    result["test_looks"] = dataset.record_test_look(data, f"audit of {workdir}")
+    looks = dataset.record_test_look(data, f"audit of {workdir}")
+    result["test_looks"] = looks.here
     found = shortcuts.of_split(
         run.predict,
         data,
@@ -76,8 +77,13 @@ def trained_run(workdir: Path, config: Config, data: Dataset, folder: Path) -> d
         shown = data_audit.interval(score)
         text = f"the network tells the classes without lungs: shortcut score {shown}"
         findings.append({"kind": "shortcuts", "text": text})
-    told = {"verdict": result["verdict"], "test_looks": result["test_looks"]}
-    return {"shortcuts": found, "findings": findings} | told
+    return {
+        "shortcuts": found,
+        "findings": findings,
+        "verdict": result["verdict"],
+        "test_looks": looks.here,
+        "test_looks_elsewhere": looks.elsewhere,
+    }
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -87,7 +93,8 @@ def summary(report: dict[str, Any]) -> str:
     if not lines:
         lines = [f"nothing found in {n} images"]
     if "verdict" in report:
-        lines += [report["verdict"], str(Looks(report["test_looks"], 0))]
+        looks = Looks(report["test_looks"], report["test_looks_elsewhere"])
+        lines += [report["verdict"], str(looks)]
     return "\n".join(lines)
 
 

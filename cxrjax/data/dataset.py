@@ -259,7 +259,7 @@ def moments(histogram: np.ndarray) -> tuple[float, float]:
     return mean, float(np.sqrt(np.average((levels - mean) ** 2, weights=histogram)))
 
 
-def record_test_look(dataset: Dataset, what: str) -> int:
+def record_test_look(dataset: Dataset, what: str) -> ledger.Looks:
     """Notes in the ledger that the test split was read; returns how often, this time included.
 
     The ledger lies beside the stores and is keyed by the data and who is in which split, so that
@@ -271,13 +271,13 @@ def record_test_look(dataset: Dataset, what: str) -> int:
       UserError: when the ledger cannot be written.
     """
     folder = dataset.store.root.parent
-    return ledger.record(folder, dataset.fingerprint, dataset.digest, what).here
+    return ledger.record(folder, dataset.fingerprint, dataset.digest, what)
 
 
-def test_looks(dataset: Dataset) -> int:
+def test_looks(dataset: Dataset) -> ledger.Looks:
     """How often the test split was read so far; nothing is noted."""
     folder = dataset.store.root.parent
-    return ledger.count(folder, dataset.fingerprint, dataset.digest).here
+    return ledger.count(folder, dataset.fingerprint, dataset.digest)
 
 
 def cramers_v(table: np.ndarray) -> float | None:

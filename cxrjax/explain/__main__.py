@@ -111,7 +111,7 @@ def _run(argv: Sequence[str]) -> int:
             segment=lungs.masks,
         )
         log.write_json(out / "summary.json", summary)
-    looks = Looks(summary["test_looks"], 0)
+    looks = Looks(summary["test_looks"], summary["test_looks_elsewhere"])
     last = f"{summary['n']} images explained; see {out}; {looks}"
     print("\n".join([*summary["sentences"], last]))
     return 0

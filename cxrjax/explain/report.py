@@ -63,7 +63,8 @@ def write(
         "stage": None if method in methods.AT_INPUT else stage or run.spec.cam_layer,
         "weights_digest": run.weights_digest,
         "n": len(found.labels),
-        "test_looks": looks,
+        "test_looks": looks.here,
+        "test_looks_elsewhere": looks.elsewhere,
     }
     seen = _seen(run, split)
     if not len(found.labels):
