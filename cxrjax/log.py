@@ -43,6 +43,12 @@ def say(message: str) -> None:
     tqdm.write(message, file=sys.stderr)
 
 
+def tell(line: str) -> None:
+    """Prints one line of results to standard output at once, above any running bar."""
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
 @contextmanager
 def replacing(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """A file to write that takes the place of `path` when the body ends without an exception.

@@ -55,7 +55,7 @@ def _run(argv: Sequence[str]) -> int:
         predictions(run, files, overlays), total=len(files), what="predicting", unit="images"
     ):
         failed |= "error" in line
-        print(log.json_line(line), end="", flush=True)
+        log.tell(log.json_line(line).rstrip())
     return 1 if failed else 0
 
 

@@ -1,8 +1,10 @@
 """The commands explain and predict on a finished run, and what they say of bad input."""
 
 import errno
+import io
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -203,6 +205,18 @@ def test_predict_gives_the_probabilities_of_the_run(run, films, capsys, tmp_path
     assert not any(line["warnings"] for line in lines)
     assert Image.open(lines[0]["overlay"]).size == (32, 32)
     assert len(list((tmp_path / "overlays").iterdir())) == 10
+
+
+def test_on_a_terminal_no_prediction_stands_behind_the_bar(run, films, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert predict.main(["--workdir", str(run), str(films[0])]) == 0
+    text = terminal.getvalue()
+    assert "predicting: " in text
+    seen = [line.rpartition("\r")[2] for line in text.split("\n") if "{" in line]
+    assert [json.loads(line)["file"] for line in seen] == sorted(map(str, films[0].iterdir()))
 
 
 def test_unreadable_and_odd_files_are_told_line_by_line(run, tmp_path, capsys):
