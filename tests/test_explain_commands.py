@@ -156,6 +156,21 @@ def test_a_share_and_that_of_an_even_map_are_of_the_same_films(run):
         assert 0 < np.isfinite(shares[name]).sum() <= len(positions) / 2
 
 
+def test_shares_are_those_of_all_images_whatever_is_enlarged_together(run, monkeypatch):
+    found = trained.load(run)
+    data = found.data()
+    positions = data.splits["test"]
+    raw = np.random.default_rng(0).normal(size=(16, len(found.classes), 32, 32))
+    explained = flat(found, data, raw, ("",) * len(positions))
+    whole, sizes, enlarged = report._shares(found, data, explained, None), [], maps.enlarge
+    monkeypatch.setattr(maps, "enlarge", lambda m, grid: sizes.append(len(m)) or enlarged(m, grid))
+    monkeypatch.setattr(report, "_AT_ONCE", 5)
+    parts = report._shares(found, data, explained, None)
+    assert sizes == [5, 5, 5, 1] and list(parts) == list(whole)
+    for name, values in whole.items():
+        np.testing.assert_allclose(parts[name], values, rtol=1e-6)
+
+
 def test_films_of_any_name_are_drawn(run, tmp_path):
     found = trained.load(run)
     names = ("\u80f8" * 77 + ".png", "radiograf\udceda-013.png")

@@ -17,6 +17,7 @@ from cxrjax.explain.maps import Explained, enlarge
 from cxrjax.lungs import Segmentation
 from cxrjax.trained import Trained
 
+_AT_ONCE = 512  # images whose maps are enlarged together: a megabyte each, of 224 pixels
 _PICTURES = ("misclassified.png", "lung_share.png", "checks.png")
 
 
@@ -103,7 +104,19 @@ def _shares(
     found: Explained,
     segment: Segmentation | None,
 ) -> dict[str, np.ndarray]:
-    """By score, float [N]; NaN where it does not apply.
+    """By score, float [N]; NaN where it does not apply. N is at least 1."""
+    part = np.arange(len(found.labels)) // _AT_ONCE
+    parts = [_shares_of(run, data, found.take(part == k), segment) for k in np.unique(part)]
+    return {name: np.concatenate([of[name] for of in parts]) for name in parts[0]}
+
+
+def _shares_of(
+    run: Trained,
+    data: dataset.Dataset,
+    found: Explained,
+    segment: Segmentation | None,
+) -> dict[str, np.ndarray]:
+    """`_shares` of as many images as there is room for.
 
     The share of an even map is NaN as well where that of the map is: means of the two compare only
     over the same films.
