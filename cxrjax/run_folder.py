@@ -24,6 +24,8 @@ def keep_places(config: Config) -> None:
     place = config.data.dir or os.environ.get("CXRJAX_DATA", "")
     if config.data.name != "phantom" and place:
         config.data.dir = _absolute(place)
+    if config.data.cache:
+        config.data.cache = _absolute(config.data.cache)
     if config.model.weights not in ("", "none", "imagenet"):
         config.model.weights = _absolute(config.model.weights)
     if config.train.start_from:

@@ -84,6 +84,15 @@ def test_a_weight_file_may_be_named_from_anywhere(tmp_path, monkeypatch):
         assert settings.model.weights == word
 
 
+def test_a_named_cache_is_the_same_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named, unnamed = load("data.cache=cache"), load()
+    for settings in (named, unnamed):
+        keep_places(settings)
+    assert named.data.cache == str(tmp_path / "cache")
+    assert unnamed.data.cache == ""  # goes on following CXRJAX_CACHE
+
+
 def test_a_config_json_of_something_else_makes_no_run_folder(tmp_path, capsys):
     """As every folder of a language model has one."""
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
