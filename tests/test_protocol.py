@@ -14,6 +14,7 @@ from protocol_runs import (
     arguments,
     assert_equal,
     finished,
+    looks,
     opened,
     result_of,
     tiny,
@@ -22,6 +23,7 @@ from test_ahead import STEPS, compilations
 
 from cxrjax import (
     build,
+    compare,
     config,
     decide,
     evaluation,
@@ -32,6 +34,7 @@ from cxrjax import (
     trained,
     verdict,
 )
+from cxrjax.audit import __main__ as audit
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
@@ -343,3 +346,30 @@ def test_the_path_is_kept_absolute(head, tmp_path, monkeypatch):
     monkeypatch.chdir(head.parent)
     assert main.main(arguments(tmp_path / "run", train__start_from="head")) == 2
     assert found == [str(head)]
+
+
+# ------------------------------------------------------------------ eval.test
+
+
+def test_commands_refuse_test_figures_of_a_run_that_was_not_tested(head, whole, tmp_path, capsys):
+    before = looks()
+    out = ["--out", str(tmp_path / "out")]
+    run = ["--workdir", str(head)]
+    for command, line in (
+        (compare, [str(head), str(whole)]),
+        (decide, run),
+        (explain, [*run, *out]),
+        (audit, [*run, *out]),
+    ):
+        assert command.main(line) == 2
+        told = capsys.readouterr().err
+        assert "eval.test is False" in told and f"--workdir {head} --config.eval.test=True" in told
+    assert looks() == before
+    assert explain.main([*run, *out, "--split", "validation", "--panels", "1"]) == 0
+    assert looks() == before
+    data = dataset.prepare(trained.load(head).config)
+    from PIL import Image
+
+    Image.fromarray(np.asarray(data.store.images[0])).save(tmp_path / "film.png")
+    assert predict.main([*run, str(tmp_path / "film.png")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["probabilities"]

@@ -212,20 +212,6 @@ def test_inference_is_deterministic_and_ignores_the_rest_of_the_batch():
     np.testing.assert_allclose(run(*variables, batch)[0][:1], run(*variables, alone)[0], rtol=1e-4)
 
 
-def test_a_program_takes_the_same_step_and_leaves_frozen_weights_where_they_are():
-    settings = small_config()
-    settings.train.optimizer = "adamax"
-    settings.model.trainable_layers = 4
-    recipe, state, plain = make(settings)
-    _, run = build.train_program(settings, recipe)
-    expected = jax.device_get(plain(state, make_batch()))
-    kept = state.frozen
-    after, loss = run(build.copy_arrays(state)._replace(frozen=kept), make_batch())
-    assert jax.tree.leaves(kept)
-    jax.tree.map(lambda new, old: np.testing.assert_(new is old), after.frozen, kept)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get((after, loss)), expected)
-
-
 def test_accumulated_batches_make_the_step_of_their_mean_gradient():
     settings = small_config()
     settings.train.optimizer = "sgd"

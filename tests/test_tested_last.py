@@ -2,42 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
-from protocol_runs import (
-    arguments,
-    finished,
-    looks,
-    result_of,
-    rows,
-    tiny,
-)
+from protocol_runs import arguments, looks, result_of, rows
 
-from cxrjax import (
-    compare,
-    decide,
-    loop,
-    main,
-    predict,
-    trained,
-)
-from cxrjax.audit import __main__ as audit
-from cxrjax.data import dataset
-from cxrjax.explain import __main__ as explain
+from cxrjax import loop, main
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """A finished run whose head is trained on a frozen random backbone."""
-    return finished(tiny(eval__test=False), tmp_path_factory, "head")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished run on training and validation images."""
-    return finished(tiny(train__on_validation=True), tmp_path_factory, "whole")
 
 
 def test_the_test_split_is_left_alone(tmp_path, capsys, monkeypatch):
@@ -64,30 +34,6 @@ def test_the_test_split_is_left_alone(tmp_path, capsys, monkeypatch):
     told = capsys.readouterr().out
     assert not [line for line in told.splitlines() if line.startswith("test  ")]
     assert "not by this run" in told
-
-
-def test_commands_refuse_test_figures_of_a_run_that_was_not_tested(head, whole, tmp_path, capsys):
-    before = looks()
-    out = ["--out", str(tmp_path / "out")]
-    run = ["--workdir", str(head)]
-    for command, line in (
-        (compare, [str(head), str(whole)]),
-        (decide, run),
-        (explain, [*run, *out]),
-        (audit, [*run, *out]),
-    ):
-        assert command.main(line) == 2
-        told = capsys.readouterr().err
-        assert "eval.test is False" in told and f"--workdir {head} --config.eval.test=True" in told
-    assert looks() == before
-    assert explain.main([*run, *out, "--split", "validation", "--panels", "1"]) == 0
-    assert looks() == before
-    data = dataset.prepare(trained.load(head).config)
-    from PIL import Image
-
-    Image.fromarray(np.asarray(data.store.images[0])).save(tmp_path / "film.png")
-    assert predict.main([*run, str(tmp_path / "film.png")]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["probabilities"]
 
 
 def test_a_run_is_tested_later(tmp_path, capsys):
