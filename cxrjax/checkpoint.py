@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from cxrjax import packing
 from cxrjax.errors import MALFORMED, UserError
 
-_ARRAYS, _NOTE = "state", "note"
+# Checkpoints of older versions have no layout: their state is the tree itself.
+_ARRAYS, _LAYOUT, _NOTE = "state", "layout", "note"
 
 
 def complete(folder: Path) -> list[Path]:
@@ -57,7 +61,7 @@ class Checkpoints:
                 self._manager = ocp.CheckpointManager(
                     folder.absolute(),
                     options=options,
-                    item_names=(_ARRAYS, _NOTE),
+                    item_names=(_ARRAYS, _LAYOUT, _NOTE),
                 )
         except MALFORMED as error:  # orbax reads a little of every checkpoint here
             raise UserError(
@@ -81,9 +85,11 @@ class Checkpoints:
           UserError: when this write, or the one before it, met a full or read-only disk.
         """
         with self._writing():
+            vectors, layout = packing.pack(arrays)
             args = self._ocp.args.Composite(
                 **{
-                    _ARRAYS: self._ocp.args.StandardSave(arrays),
+                    _ARRAYS: self._ocp.args.StandardSave(vectors),
+                    _LAYOUT: self._ocp.args.JsonSave(layout),
                     # Written by a thread, once the folder is there.
                     _NOTE: self._ocp.args.JsonSave(copy.deepcopy(note)),
                 }
@@ -114,8 +120,12 @@ class Checkpoints:
         Raises:
           UserError: when the checkpoint is damaged or holds another structure.
         """
-        args = self._ocp.args.Composite(**{_ARRAYS: self._ocp.args.StandardRestore(like)})
-        return self._restore(step, args)[_ARRAYS]
+        if (found := self._unpacked(step)) is None:
+            return self._tree(step, like)
+        try:
+            return packing.fitted(found, like)
+        except ValueError as error:
+            raise self._unreadable(step, error) from error
 
     def all_arrays(self, step: int) -> Any:
         """The arrays saved with `step` as nested dicts and lists, whatever they are.
@@ -125,8 +135,27 @@ class Checkpoints:
         Raises:
           UserError: when the checkpoint is damaged.
         """
-        import jax
+        if (found := self._unpacked(step)) is not None:
+            return packing.nested(found)
+        return self._tree(step, self._saved_like(step))
 
+    def _unpacked(self, step: int) -> dict[packing.Name, Any] | None:
+        """The arrays saved with `step` by name; None where it is of an older version."""
+        if not (self.folder / str(step) / _LAYOUT).is_dir():
+            return None
+        layout = self._ocp.args.Composite(**{_LAYOUT: self._ocp.args.JsonRestore()})
+        vectors = self._tree(step, self._saved_like(step))
+        try:
+            return packing.unpack(jax.device_get(vectors), self._restore(step, layout)[_LAYOUT])
+        except MALFORMED as error:
+            raise self._unreadable(step, error) from error
+
+    def _tree(self, step: int, like: Any) -> Any:
+        args = self._ocp.args.Composite(**{_ARRAYS: self._ocp.args.StandardRestore(like)})
+        return self._restore(step, args)[_ARRAYS]
+
+    def _saved_like(self, step: int) -> Any:
+        """Shapes and dtypes of what orbax saved with `step`, on this process's first device."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
             tree = self._ocp.StandardCheckpointer().metadata(
@@ -136,8 +165,7 @@ class Checkpoints:
             tree = getattr(tree, "tree", tree)
         except Exception as error:
             raise self._unreadable(step, error) from error
-        like = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree)
-        return self.arrays(step, like)
+        return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree)
 
     def wait(self) -> None:
         """Returns when every started write is on disk; raises as `save` does."""

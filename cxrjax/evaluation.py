@@ -18,12 +18,13 @@ from cxrjax.errors import writing
 
 Predict = Callable[[Batch], tuple[jax.Array, jax.Array]]
 Predictions = tuple[np.ndarray, np.ndarray]
+Source = Callable[[Plan], Iterator[Batch]]
 _REMEDY = "choose another --workdir"
 
 
 def predict(
     step: Predict,
-    batches: Callable[[Plan], Iterator[Batch]],
+    batches: Source,
     positions: np.ndarray,
     batch_size: int,
     what: str,
@@ -56,10 +57,20 @@ def predict(
     )
 
 
-def predict_images(step: Predict, images: np.ndarray, batch_size: int, what: str) -> np.ndarray:
-    """Probabilities float32 [N, K] of images uint8 [N, S, S] that are in no store."""
+def predict_images(
+    step: Predict,
+    images: np.ndarray,
+    batch_size: int,
+    what: str,
+    behind: Callable[[Source], Source] = lambda batches: batches,
+) -> np.ndarray:
+    """Probabilities float32 [N, K] of images uint8 [N, S, S] that are in no store.
+
+    Args:
+      behind: from batches of images to what `step` takes.
+    """
     source = ResidentInput(images, np.zeros(len(images), np.int32))
-    return predict(step, source.batches, np.arange(len(images)), batch_size, what)[0]
+    return predict(step, behind(source.batches), np.arange(len(images)), batch_size, what)[0]
 
 
 def summarise_epoch(

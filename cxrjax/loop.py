@@ -304,7 +304,11 @@ class Training:
         """Probabilities float32 [N, K] of uint8 [N, S, S] with the best weights."""
         params, batch_stats = self.best
         run = functools.partial(self._eval_step, params, self.state.frozen, batch_stats)
-        return evaluation.predict_images(run, images, self.config.eval.batch_size, what)
+        size, source = self.config.eval.batch_size, self.input
+        if not isinstance(source, prefix.FrozenMaps):
+            return evaluation.predict_images(run, images, size, what)
+        # By the two programs that are there: the whole network would be compiled for this alone.
+        return evaluation.predict_images(run, images, size, what, source.behind)
 
     def _keep_best(self, loss: float, epoch: int) -> None:
         # A loss on images trained on chooses nothing: the last epoch counts.

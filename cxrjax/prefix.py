@@ -207,8 +207,15 @@ class FrozenMaps:
 
     def fresh(self, plan: Plan, epoch: int) -> Iterator[Batch]:
         """Yields the plan's batches with maps of images augmented as in `epoch`; stores none."""
-        for batch in self._images(plan):
-            maps = self._run(batch, epoch + 1)
+        return self._passed(self._images, plan, epoch + 1)
+
+    def behind(self, images: Images) -> Images:
+        """plan -> batches with maps of other images than the run's; stores none."""
+        return lambda plan: self._passed(images, plan, 0)
+
+    def _passed(self, images: Images, plan: Plan, view: int) -> Iterator[Batch]:
+        for batch in images(plan):
+            maps = self._run(batch, view)
             yield {name: batch[name] for name in ("label", "index", "mask")} | {"maps": maps}  # type: ignore[misc]
 
     def _gathered(self, plan: Plan, start: int) -> Iterator[dict[str, np.ndarray]]:
