@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 
 import pytest
 from test_loop import ROOT, TINY
@@ -12,6 +13,7 @@ from cxrjax.bench import feed, session, worker
 from cxrjax.bench import job as jobs
 from cxrjax.bench.processes import ProcessFailed
 from cxrjax.bench.summary import spread
+from cxrjax.checkpoint import Checkpoints
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
 
@@ -51,7 +53,9 @@ def test_the_command_writes_every_figure(tmp_path, capsys):
     assert synthetic["flop_per_image"] > 2 * forward["flop_per_image"]
     assert synthetic["parameters"]["frozen"] == 0
     assert end_to_end["steps"] == 5 and end_to_end["input"] == "resident"  # of 8 of 36 images
-    assert "end_to_end / synthetic" in printed
+    over = end_to_end["over"]["synthetic"]
+    assert 0 < over["min"] <= over["median"] <= over["max"]
+    assert f"end_to_end / synthetic: {over['median']:.3f} [" in printed
 
 
 @pytest.mark.parametrize("row", ["resident", "tfdata"])
@@ -199,13 +203,28 @@ def test_rows_measured_before_one_failed_are_kept(end, tmp_path, monkeypatch, ca
     assert "\nsynthetic " in capsys.readouterr().out
 
 
-def test_an_epoch_counts_all_images_trained_on():
+def test_an_epoch_counts_all_images_trained_on(tmp_path):
     settings = tiny(train__on_validation=True, train__patience=0)
     data = dataset.prepare(settings)
     n = len(dataset.training_positions(data, settings))
-    prepared = worker.prepare(jobs.describe(settings, "end_to_end", windows=1))
+    job = jobs.describe(settings, "end_to_end") | {"workdir": str(tmp_path)}
+    prepared = worker.prepare(job)
     assert prepared.window()[1] == n > len(data.splits["train"])
     assert int(next(feed.plans(settings, data)).mask.sum()) == n
+
+
+def test_an_epoch_counts_its_checkpoint_until_it_is_written(tmp_path, monkeypatch):
+    late, clock, wait = [0.0], time.perf_counter, Checkpoints.wait
+
+    def slow(self):
+        late[0] += 1000
+        wait(self)
+
+    monkeypatch.setattr(worker.time, "perf_counter", lambda: clock() + late[0])
+    monkeypatch.setattr(Checkpoints, "wait", slow)
+    job = jobs.describe(tiny(), "end_to_end") | {"workdir": str(tmp_path)}
+    seconds, _ = worker.prepare(job).window()
+    assert 1000 < seconds < 2000
 
 
 def test_streaming_without_tensorflow_is_told(monkeypatch):

@@ -105,6 +105,25 @@ def test_windows_alternate_and_their_ratio_is_theirs_over_ours(against_fakes, tm
     assert torch["peak_memory"] == {"bytes": 1, "of": "fake"}
 
 
+def test_epochs_alternate_with_the_rows_they_are_told_in_terms_of(fake, monkeypatch, tmp_path):
+    paths = {"end_to_end": fake("end_to_end", 2.0), "synthetic": fake("synthetic", 4.0)}
+    monkeypatch.setattr(session, "_ours", lambda config, row, *a, **k: started(paths[row]))
+    settings, peak = session.Settings(windows=3), {"flop_per_second": 1e9}
+    row = session.measure_row(tiny(), "end_to_end", (), settings, peak, ("synthetic",))
+    journal = (tmp_path / "journal").read_text().split()
+    assert journal == ["end_to_end", "synthetic"] * 3
+    assert row["over"] == {"synthetic": {"median": 2.0, "min": 2.0, "max": 2.0}}
+    assert row["images_per_second"]["windows"] == [6.0] * 3
+
+
+def test_epochs_on_images_are_not_told_in_terms_of_stored_maps():
+    rows = ("synthetic", "cached", "end_to_end")
+    assert session._bases(tiny(augment__shift=0.1), rows) == ["synthetic"]
+    views = tiny(augment__shift=0.1, cache__views=2)
+    assert session._bases(views, rows) == ["synthetic", "cached"]
+    assert session._bases(views, ("cached", "end_to_end")) == ["cached"]
+
+
 def test_nothing_is_augmented_beside_peers(fake, monkeypatch):
     seen = []
     path = fake("ours")
@@ -311,7 +330,7 @@ def test_the_table_goes_on_where_it_stopped(throughput, tmp_path, monkeypatch):
         asked.clear()
         options = ["--models", "densenet121,baseline", "--modes", "full,last20,forward"]
         assert throughput.main([*options, "--out", str(tmp_path), *more]) == 0
-        (path,) = tmp_path.glob("throughput-cpu-*-cores-jax-1.2.json")
+        (path,) = tmp_path.glob("throughput-cpu-*-cores-*-jax-1.2.json")
         return json.loads(path.read_text())["cells"]
 
     monkeypatch.setattr(session, "measure_row", measure_row)

@@ -100,14 +100,13 @@ def no_maps() -> UserError:
 
 
 def describe(
-    config: Config, row: str, *, steps: int = 0, windows: int = 5, window_seconds: float = 2.0
+    config: Config, row: str, *, steps: int = 0, window_seconds: float = 2.0
 ) -> dict[str, Any]:
     """The job as strict JSON.
 
     Args:
       row: one of `ROWS`.
       steps: of a window; 0: as many as take `window_seconds`.
-      windows: how many will be asked for.
     """
     model, train = config.model, config.train
     n = len(class_names(config)) if row in COMPARABLE else None
@@ -115,7 +114,6 @@ def describe(
         "row": row,
         "config": config_lib.to_json(config),
         "steps": steps,
-        "windows": windows,
         "window_seconds": window_seconds,
         # What follows repeats the configuration for the peers, who cannot read it.
         "network": model.name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from cxrjax import config as config_lib
 from cxrjax import log
 from cxrjax.bench import job as jobs
 from cxrjax.bench.processes import Measured, ProcessFailed, peer_script
-from cxrjax.bench.summary import ratios, spread
+from cxrjax.bench.summary import BASES, ratios, spread
 from cxrjax.config import Config
 from cxrjax.errors import UserError
 
@@ -93,9 +94,19 @@ def measure(
     for row in rows:
         log.say(f"measuring {row}")
         against = peers if row in jobs.COMPARABLE else ()
-        result["rows"].append(measure_row(config, row, against, settings, peak))
+        beside = _bases(config, rows) if row == "end_to_end" else ()
+        result["rows"].append(measure_row(config, row, against, settings, peak, beside))
         _share_operations(result["rows"], peak)
         yield result
+
+
+def _bases(config: Config, rows: Sequence[str]) -> list[str]:
+    """The rows that epochs of the real loop are told in terms of; with augmentation it has no use
+    for stored maps, which a peer may have had them measured for."""
+    from cxrjax.data import augment
+
+    uncached = augment.active(config) and not config.cache.views
+    return [base for base in BASES if base in rows and not (base == "cached" and uncached)]
 
 
 def measured_peak(config: Config, settings: Settings) -> dict[str, Any]:
@@ -108,14 +119,22 @@ def measured_peak(config: Config, settings: Settings) -> dict[str, Any]:
 
 
 def measure_row(
-    config: Config, row: str, peers: Sequence[str], settings: Settings, peak: Mapping[str, Any]
+    config: Config,
+    row: str,
+    peers: Sequence[str],
+    settings: Settings,
+    peak: Mapping[str, Any],
+    beside: Sequence[str] = (),
 ) -> dict[str, Any]:
     """One row: ours alone, or window by window in turn with each peer (A B A B).
 
     Only one process computes at a time: all others wait for their next line of input.
 
+    Args:
+      beside: other rows of ours to take windows in turn with, too.
     Returns:
-      figures of ours; under "peers" those of each peer with the ratio, ours over theirs.
+      figures of ours; under "peers" those of each peer with the ratio, ours over theirs; under
+      "over" the ratio of the row to each of `beside`.
     Raises:
       UserError, ProcessFailed: as `measure`.
     """
@@ -123,9 +142,18 @@ def measure_row(
         log.say("augmentation is switched off: the peers have none")
         config = config_lib.from_json(config_lib.to_json(config))
         config.augment.update(dict.fromkeys(config.augment, 0.0))
-    with _ours(config, row, settings, alone=not peers) as ours:
+    with (
+        tempfile.TemporaryDirectory() as workdir,
+        _ours(config, row, settings, alone=not (peers or beside), workdir=workdir) as ours,
+    ):
         facts = ours.facts()
-        rates, compared = [], {}
+        rates, compared, over = [], {}, {}
+        for base in beside:
+            with _ours(config, base, settings, alone=False) as process:
+                process.facts()
+                pairs = list(interleaved(ours, process, settings.windows))
+            meanwhile, others = zip(*pairs, strict=True)
+            rates, over[base] = [*rates, *meanwhile], ratios(meanwhile, others)
         for peer in peers:
             log.say(f"measuring {row} against {peer}")
             try:
@@ -146,6 +174,7 @@ def measure_row(
         "images_per_second": spread(rates),
         **facts,
         "peers": compared,
+        **({"over": over} if over else {}),
     }
     return figures | {"share_of_peak": _share(figures, peak)}
 
@@ -188,13 +217,15 @@ def interleaved(first: Any, second: Any, windows: int) -> Iterator[tuple[float, 
         yield first.window(), second.window()
 
 
-def _ours(config: Config, row: str, settings: Settings, *, alone: bool) -> Measured:
+def _ours(
+    config: Config, row: str, settings: Settings, *, alone: bool, workdir: str = ""
+) -> Measured:
     environment = dict(os.environ)
     if not alone:
         # JAX would take most of a GPU's memory at its start and leave the peer none.
         environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     command = [sys.executable, "-m", "cxrjax.bench.worker"]
-    described = _describe(config, row, settings)
+    described = _describe(config, row, settings) | {"workdir": workdir}
     return Measured(row, command, described, environment, seconds=settings.patience_seconds)
 
 
@@ -203,7 +234,6 @@ def _describe(config: Config, row: str, settings: Settings) -> dict[str, Any]:
         config,
         row,
         steps=settings.steps,
-        windows=settings.windows,
         window_seconds=settings.window_seconds,
     )
 

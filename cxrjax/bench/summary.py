@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-_RATIOS = {
+# Rows that the others are told in terms of.
+BASES = {
     "synthetic": ("cached", "resident", "tfdata", "end_to_end"),
     "cached": ("end_to_end",),
 }
@@ -50,13 +51,21 @@ def table(result: Mapping[str, Any]) -> str:
             lines.append(
                 f"  ours / {peer}: {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
             )
-    rate = {row["row"]: row["images_per_second"]["median"] for row in result["rows"]}
-    for base, others in _RATIOS.items():
+    rows = {row["row"]: row for row in result["rows"]}
+    for base, others in BASES.items():
         for name in others:
-            if name in rate and base in rate:
-                lines.append(f"{name} / {base}: {rate[name] / rate[base]:.3f}")
+            if name in rows and base in rows:
+                lines.append(f"{name} / {base}: {_ratio(rows[name], rows[base])}")
     memory = [row["peak_memory"]["of"] for row in result["rows"]]
     return "\n".join([*lines, f"peak memory is of the {' and '.join(sorted(set(memory)))}"])
+
+
+def _ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Of windows taken in turn where there are some, else of the medians of both rows."""
+    if over := row.get("over", {}).get(base["row"]):
+        return f"{over['median']:.3f} [{over['min']:.3f}, {over['max']:.3f}], in turn"
+    rates = [of["images_per_second"]["median"] for of in (row, base)]
+    return f"{rates[0] / rates[1]:.3f}"
 
 
 def _line(name: str, figures: Mapping[str, Any]) -> str:
