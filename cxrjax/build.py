@@ -216,12 +216,10 @@ def init_state(
     variables: Variables, recipe: step.Recipe, tx: Any, settings: step.Settings
 ) -> step.TrainState:
     """The state before the first step, on the device."""
-    trainable, frozen, batch_stats = copy_arrays(
-        (variables.trainable, variables.frozen, variables.batch_stats)
-    )
+    trainable, batch_stats = copy_arrays((variables.trainable, variables.batch_stats))
     return step.TrainState(
         params=trainable,
-        frozen=frozen,
+        frozen=jax.device_put(variables.frozen),
         batch_stats=batch_stats,
         opt_state=tx.init(trainable),
         step=jnp.zeros([], jnp.int32),
@@ -248,4 +246,4 @@ def unbound(tree: Any) -> Any:
 
 def copy_arrays(tree: Any) -> Any:
     """Fresh device buffers: what is donated to the step must not be shared."""
-    return jax.device_put(tree, may_alias=False)
+    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), tree)

@@ -6,18 +6,19 @@ import copy
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from cxrjax import packing
 from cxrjax.errors import MALFORMED, UserError
 
-# Checkpoints of older versions have no layout: their state is the tree itself.
-_ARRAYS, _LAYOUT, _NOTE = "state", "layout", "note"
+_ARRAYS, _LAYOUT, _NOTE = "arrays", "layout", "note"
+_TREE = "state"  # in the place of arrays and layout older versions had the tree itself
 
 
 def complete(folder: Path) -> list[Path]:
@@ -61,7 +62,7 @@ class Checkpoints:
                 self._manager = ocp.CheckpointManager(
                     folder.absolute(),
                     options=options,
-                    item_names=(_ARRAYS, _LAYOUT, _NOTE),
+                    item_names=(_ARRAYS, _LAYOUT, _NOTE, _TREE),
                 )
         except MALFORMED as error:  # orbax reads a little of every checkpoint here
             raise UserError(
@@ -89,7 +90,7 @@ class Checkpoints:
             args = self._ocp.args.Composite(
                 **{
                     _ARRAYS: self._ocp.args.StandardSave(vectors),
-                    _LAYOUT: self._ocp.args.JsonSave(layout),
+                    _LAYOUT: self._ocp.args.JsonSave({"arrays": layout}),
                     # Written by a thread, once the folder is there.
                     _NOTE: self._ocp.args.JsonSave(copy.deepcopy(note)),
                 }
@@ -120,12 +121,9 @@ class Checkpoints:
         Raises:
           UserError: when the checkpoint is damaged or holds another structure.
         """
-        if (found := self._unpacked(step)) is None:
-            return self._tree(step, like)
-        try:
-            return packing.fitted(found, like)
-        except ValueError as error:
-            raise self._unreadable(step, error) from error
+        if self._is_tree(step):
+            return self._saved(step, _TREE, like)
+        return self._unpacked(step, lambda found: packing.fitted(found, like))
 
     def all_arrays(self, step: int) -> Any:
         """The arrays saved with `step` as nested dicts and lists, whatever they are.
@@ -135,37 +133,44 @@ class Checkpoints:
         Raises:
           UserError: when the checkpoint is damaged.
         """
-        if (found := self._unpacked(step)) is not None:
-            return packing.nested(found)
-        return self._tree(step, self._saved_like(step))
+        if self._is_tree(step):
+            return self._saved(step, _TREE)
+        return self._unpacked(step, packing.nested)
 
-    def _unpacked(self, step: int) -> dict[packing.Name, Any] | None:
-        """The arrays saved with `step` by name; None where it is of an older version."""
-        if not (self.folder / str(step) / _LAYOUT).is_dir():
-            return None
-        layout = self._ocp.args.Composite(**{_LAYOUT: self._ocp.args.JsonRestore()})
-        vectors = self._tree(step, self._saved_like(step))
+    def _is_tree(self, step: int) -> bool:
+        return (self.folder / str(step) / _TREE).is_dir()
+
+    def _unpacked(self, step: int, into: Callable[[dict[packing.Name, np.ndarray]], Any]) -> Any:
+        """The arrays by name, given to `into`."""
+        args = self._ocp.args.Composite(**{_LAYOUT: self._ocp.args.JsonRestore()})
+        layout = self._restore(step, args)[_LAYOUT]
+        vectors = jax.device_get(self._saved(step, _ARRAYS))
         try:
-            return packing.unpack(jax.device_get(vectors), self._restore(step, layout)[_LAYOUT])
+            return into(packing.unpack(vectors, layout["arrays"]))
         except MALFORMED as error:
             raise self._unreadable(step, error) from error
 
-    def _tree(self, step: int, like: Any) -> Any:
-        args = self._ocp.args.Composite(**{_ARRAYS: self._ocp.args.StandardRestore(like)})
-        return self._restore(step, args)[_ARRAYS]
+    def _saved(self, step: int, item: str, like: Any = None) -> Any:
+        """What orbax saved with `step`, in the structure of `like` if that is given."""
+        if like is None:
+            like = self._saved_like(step, item)
+        args = self._ocp.args.Composite(**{item: self._ocp.args.StandardRestore(like)})
+        return self._restore(step, args)[item]
 
-    def _saved_like(self, step: int) -> Any:
-        """Shapes and dtypes of what orbax saved with `step`, on this process's first device."""
+    def _saved_like(self, step: int, item: str) -> Any:
+        """Shapes and dtypes of what orbax saved, on this process's first device."""
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         try:
             tree = self._ocp.StandardCheckpointer().metadata(
-                self.folder.absolute() / str(step) / _ARRAYS
+                self.folder.absolute() / str(step) / item
             )
             tree = getattr(tree, "item_metadata", tree)
             tree = getattr(tree, "tree", tree)
+            return jax.tree.map(
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree
+            )
         except Exception as error:
             raise self._unreadable(step, error) from error
-        return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here), tree)
 
     def wait(self) -> None:
         """Returns when every started write is on disk; raises as `save` does."""

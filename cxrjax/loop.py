@@ -307,7 +307,7 @@ class Training:
         size, source = self.config.eval.batch_size, self.input
         if not isinstance(source, prefix.FrozenMaps):
             return evaluation.predict_images(run, images, size, what)
-        # By the two programs that are there: the whole network would be compiled for this alone.
+        # The whole network would be compiled for this alone.
         return evaluation.predict_images(run, images, size, what, source.behind)
 
     def _keep_best(self, loss: float, epoch: int) -> None:

@@ -38,7 +38,7 @@ def unpack(vectors: Mapping[str, np.ndarray], layout: Any) -> dict[Name, np.ndar
     """What `pack` packed, each array by its name; views of the vectors.
 
     Raises:
-      ValueError, TypeError, KeyError: when the layout is not of these vectors.
+      one of `errors.MALFORMED`: when the layout is not of these vectors.
     """
     ends, found = dict.fromkeys(vectors, 0), {}
     for entry in layout:
@@ -56,6 +56,8 @@ def unpack(vectors: Mapping[str, np.ndarray], layout: Any) -> dict[Name, np.ndar
 def fitted(found: Mapping[Name, np.ndarray], like: Any) -> Any:
     """Arrays by name in the structure of `like`, whose names, shapes and dtypes they must have.
 
+    They stay what `unpack` returned: views of the vectors.
+
     Raises:
       ValueError: naming what differs.
     """
@@ -66,17 +68,23 @@ def fitted(found: Mapping[Name, np.ndarray], like: Any) -> Any:
         array = found[name]
         if (array.shape, array.dtype) != (leaf.shape, leaf.dtype):
             raise ValueError(f"{_told(name)} is {array.dtype} {array.shape}")
-    return jax.tree.map_with_path(lambda path, _: jnp.asarray(found[_name(path)]), like)
+    return jax.tree.map_with_path(lambda path, _: found[_name(path)], like)
 
 
 def nested(found: Mapping[Name, np.ndarray]) -> Any:
-    """Arrays by name as dicts, and lists where names have positions; empty ones are left out."""
+    """Copies of arrays by name on the device, in dicts, and in lists where names have positions.
+
+    Empty ones are left out.
+
+    Raises:
+      one of `errors.MALFORMED`: for names that are no tree's.
+    """
     root: dict[str | int, Any] = {}
     for name, array in found.items():
         inner = root
         for step in name[:-1]:
             inner = inner.setdefault(step, {})
-        inner[name[-1]] = jnp.asarray(array)
+        inner[name[-1]] = jnp.array(array)
     return _lists(root)
 
 

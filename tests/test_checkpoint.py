@@ -1,11 +1,13 @@
 """Checkpoints: what goes in comes out, and a bad disk or folder is one sentence."""
 
+import json
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from cxrjax.checkpoint import Checkpoints
@@ -27,6 +29,8 @@ def test_round_trip_keeps_values_dtypes_and_structure(tmp_path):
     assert checkpoints.latest() == 9
     assert checkpoints.note(9, {"history": list}) == {"history": [{"loss": 0.5, "none": None}]}
     restored = checkpoints.arrays(9, make_tree(0))
+    # A vector for each type of number: orbax takes long for every single array.
+    assert set(checkpoints._saved_like(9, "arrays")) == {"float32", "int32"}
     assert jax.tree.structure(restored) == jax.tree.structure(make_tree(0))
     for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(make_tree(9)), strict=True):
         assert ours.dtype == theirs.dtype
@@ -78,13 +82,24 @@ def old_state(seed):
     return state, best
 
 
+def save_as_before(folder, step, tree):
+    """A checkpoint as versions wrote them that did not pack: the tree itself, and the note."""
+    items = {"state": ocp.args.StandardSave(tree), "note": ocp.args.JsonSave({})}
+    with ocp.CheckpointManager(folder, item_names=tuple(items)) as manager:
+        manager.save(step, args=ocp.args.Composite(**items))
+
+
 def test_checkpoints_of_versions_without_the_options_are_read(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "c")
     was, was_best = old_state(1)
-    checkpoints.save(4, (was, was_best), {}, wait=True)
+    save_as_before(tmp_path / "c", 4, (was, was_best))
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert set(checkpoints.all_arrays(4)[0]) == set(OldState._fields)
     now, now_best = old_state(0)
     fresh = TrainState(*now[:-1], Settings(*now.settings))
     held, best = checkpoints.arrays(4, (fresh.held(), now_best))
+    checkpoints.save(5, (held, best), {}, wait=True)  # a run goes on from it in today's form
+    for read in (held, best), checkpoints.arrays(5, (fresh.held(), now_best)):
+        jax.tree.map(np.testing.assert_array_equal, read, checkpoints.arrays(4, (held, best)))
     state = TrainState.restored(held)
     checkpoints.close()
     assert jax.tree.structure(state) == jax.tree.structure(fresh) and state.average is None
@@ -99,7 +114,22 @@ def test_another_structure_or_a_damaged_checkpoint_is_one_sentence(tmp_path):
     checkpoints.save(1, make_tree(1), {}, wait=True)
     with pytest.raises(UserError, match="cannot be read"):
         checkpoints.arrays(1, {"other": jnp.ones(3)})
-    for file in (tmp_path / "c" / "1" / "state").rglob("*"):
+    layout = tmp_path / "c" / "1" / "layout" / "metadata"
+    kept = layout.read_text()
+    for spoilt in ("[]", "{}", "[1]", "", kept.replace("[3, 4]", "[3, 5]"), kept[: len(kept) // 2]):
+        layout.write_text(spoilt)
+        for read in (checkpoints.all_arrays, lambda step: checkpoints.arrays(step, make_tree(0))):
+            with pytest.raises(UserError, match=r"cannot be read .*delete that folder"):
+                read(1)
+    for names in ([[], ["c"]], [["a"], ["a", "b"]]):  # no name; an array with one within it
+        entries = [{"name": name, "dtype": "int32", "shape": []} for name in names]
+        rest = [entry for entry in json.loads(kept)["arrays"] if entry["dtype"] != "int32"]
+        layout.write_text(json.dumps({"arrays": rest + entries}))
+        with pytest.raises(UserError, match="cannot be read"):
+            checkpoints.all_arrays(1)
+    layout.write_text(kept)
+    checkpoints.arrays(1, make_tree(0))
+    for file in (tmp_path / "c" / "1" / "arrays").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(UserError, match="delete that folder"):

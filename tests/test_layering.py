@@ -20,7 +20,7 @@ LEAVES = {
     "stop_signals",
     "lungs.network",
 }
-BASE = {"errors", "defaults", ""}
+BASE = {"errors", "defaults", "packing", ""}
 LAYERS = [
     BASE,
     LEAVES,

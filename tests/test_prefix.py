@@ -1,6 +1,7 @@
 """Stored maps of frozen layers: the same training as without them, kept, resumed, never stale."""
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from cxrjax import config, loop, prefix
+from cxrjax import config, evaluation, loop, prefix
 from cxrjax.data import dataset
 from cxrjax.errors import UserError
 from cxrjax.models import classifier, registry, weights
@@ -91,8 +92,26 @@ def test_a_whole_frozen_network_in_bfloat16_loses_nothing_by_stored_maps(tmp_pat
     )
     training, _, of_maps = trained(settings, tmp_path / "run")
     images = training.data.store.images[training.data.splits["test"]]
-    of_images = training.predict_images(np.asarray(images), "test")
+    of_images = by_the_whole_network(training, np.asarray(images))
     np.testing.assert_allclose(of_maps, of_images, rtol=0, atol=1e-6)
+
+
+def by_the_whole_network(training, images):
+    params, batch_stats = training.best
+    run = functools.partial(training._eval_step, params, training.state.frozen, batch_stats)
+    return evaluation.predict_images(run, images, training.config.eval.batch_size, "images")
+
+
+def test_images_that_are_in_no_store_pass_the_programs_that_are_there(tmp_path):
+    training, _, _ = trained(tiny(tmp_path / "cache", train__epochs=1), tmp_path / "run")
+    side = training.config.data.image_size
+    images = np.random.default_rng(0).integers(0, 256, (21, side, side), np.uint8)
+    compiled = training._eval_step._cache_size()
+    ours = training.predict_images(images, "images")
+    assert training._eval_step._cache_size() == compiled
+    theirs = by_the_whole_network(training, images)
+    assert training._eval_step._cache_size() == compiled + 1
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_frozen_weights_may_come_from_a_file(tmp_path):

@@ -202,7 +202,8 @@ def test_a_damaged_file_never_ends_in_another_exception(tmp_path_factory, data):
 def test_a_contract_that_no_network_can_meet_is_told(tmp_path):
     thirds = {"mean": [0.5] * 3, "std": [0.5] * 3, "channels": 3, "input_size": 224}
     contract = {"model": "resnet50v2", "convention": "keras", "preprocessing": "tf", **thirds}
-    for odd in ({"channels": 3.0}, {"mean": ["0.5"] * 3}, {"std": [10**400] * 3}):
+    sizes = ({"input_size": 0}, {"input_size": True})
+    for odd in ({"channels": 3.0}, {"mean": ["0.5"] * 3}, {"std": [10**400] * 3}, *sizes):
         weights.save_npz(tmp_path / "w.npz", tensors(), {"contract": contract | odd})
         with pytest.raises(UserError, match="states an input contract that is none"):
             weights.load_tensors(tmp_path / "w.npz")

@@ -55,6 +55,11 @@ def glorot_uniform(rng: np.random.Generator, shape: Sequence[int]) -> jax.Array:
     return jnp.asarray(rng.uniform(-limit, limit, shape).astype(np.float32))
 
 
+def constant(n: int, value: float) -> jax.Array:
+    """float32 [n], all `value`; by numpy for the same reason."""
+    return jnp.asarray(np.full(n, value, np.float32))
+
+
 class _Biased(nnx.Module):
     """A layer that may have, or be given, a bias."""
 
@@ -79,7 +84,7 @@ class Conv(_Biased):
     ):
         self.kernel = nnx.Param(glorot_uniform(rng, shape))
         if use_bias:
-            self.bias = nnx.Param(jnp.zeros(shape[-1], jnp.float32))
+            self.bias = nnx.Param(constant(shape[-1], 0))
         self.use_bias = use_bias
         self.stride = stride
         self.padding = padding
@@ -134,7 +139,7 @@ class Dense(nnx.Module):
 
     def __init__(self, rng: np.random.Generator, n_in: int, n_out: int):
         self.kernel = nnx.Param(glorot_uniform(rng, (n_in, n_out)))
-        self.bias = nnx.Param(jnp.zeros(n_out, jnp.float32))
+        self.bias = nnx.Param(constant(n_out, 0))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, in] -> [B, out], in the dtype of `x`."""
@@ -152,10 +157,10 @@ class BatchNorm(nnx.Module):
         self, n: int, *, epsilon: float = 1e-3, momentum: float = 0.99, use_scale: bool = True
     ):
         if use_scale:
-            self.scale = nnx.Param(jnp.ones(n, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(n, jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros(n, jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones(n, jnp.float32))
+            self.scale = nnx.Param(constant(n, 1))
+        self.bias = nnx.Param(constant(n, 0))
+        self.mean = nnx.BatchStat(constant(n, 0))
+        self.var = nnx.BatchStat(constant(n, 1))
         self.epsilon = epsilon
         self.momentum = momentum
         self.use_scale = use_scale

@@ -226,7 +226,8 @@ def _contract(path: Path, source: Mapping[str, Any]) -> dict[str, Any] | None:
             and contract["convention"] in ("keras", "torch")
             and type(contract["channels"]) is int
             and contract["channels"] in (1, 3)
-            and isinstance(contract["input_size"], int)
+            and type(contract["input_size"]) is int
+            and contract["input_size"] > 0
             and len(contract["mean"]) == len(contract["std"]) == contract["channels"]
             and all(map(math.isfinite, (*contract["mean"], *contract["std"])))
             and min(contract["std"]) > 0
