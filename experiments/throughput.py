@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import re
 import sys
 import time
@@ -105,7 +106,7 @@ def _run(argv: Sequence[str]) -> int:
         done = {} if arguments.again else table["cells"].get(key, {})
         missing = [peer for peer in peers if "ratio" not in done.get("peers", {}).get(peer, {})]
         if "images_per_second" in done and not missing:
-            log.say(f"{key}: kept")
+            log.say(f"{key}: kept as it stands in {path}; --again measures it anew")
         elif time.perf_counter() - begun > arguments.budget_seconds:
             log.say(f"{key}: not started, the time is up")
         else:
@@ -204,14 +205,23 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _slug(peak: dict[str, Any]) -> str:
-    """The device in the name of a file: "cpu-2-cores-jax-0.12.0", "nvidia-h100-80gb-hbm3".
+    """The device in the name of a file: "cpu-2-cores-avx2-jax-0.12.0", "nvidia-h100-80gb-hbm3".
 
-    On a CPU the release of JAX decides, too: it brings the library of convolutions.
+    On a CPU its vectors decide, and the release of JAX, which brings the library of convolutions.
     """
     kind = peak["device"].split(" (")[0].lower()
     if peak["platform"] == "cpu":
-        kind = f"cpu {jobs.threads()} cores jax {peak['versions']['jax']}"
+        kind = f"cpu {jobs.threads()} cores {_vectors()} jax {peak['versions']['jax']}"
     return re.sub(r"[^a-z0-9.]+", "-", kind).strip("-")
+
+
+def _vectors() -> str:
+    """The processor's widest vector instructions, where Linux tells them, else its family."""
+    try:
+        known = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        known = ""
+    return next((name for name in ("avx512", "avx2") if name in known), platform.machine())
 
 
 def _told(cell: dict[str, Any]) -> str:
