@@ -176,8 +176,9 @@ def _end_to_end(
     training._prepare(StopSignals())  # of all its epochs
     images, written = len(training.train_positions), 0.0
     config.train.epochs = 0  # one more for each window
+    begin = training.save
 
-    def save(begin: Callable[[], None] = training.save) -> None:
+    def save(*, wait: bool = True) -> None:
         nonlocal written
         start = time.perf_counter()
         begin()
