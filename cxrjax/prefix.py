@@ -235,12 +235,12 @@ class FrozenMaps:
 
 def applies(config: Config, recipe: step.Recipe) -> bool:
     """Whether a run trains on stored maps: there is a frozen stage, and views are well defined."""
-    augmented = augment.active(config)
-    return (
-        bool(config.cache.prefix)
-        and recipe.stage is not None
-        and (not augmented or config.cache.views > 0)
-    )
+    return bool(config.cache.prefix) and recipe.stage is not None and storable(config)
+
+
+def storable(config: Config) -> bool:
+    """Whether an image's looks are few enough to store: it is not augmented anew each epoch."""
+    return not augment.active(config) or config.cache.views > 0
 
 
 def is_frozen(config: Config) -> bool:

@@ -106,10 +106,9 @@ def _measure(config, ours, torch, waiting, settings, peak) -> dict:
         for process in others:
             with contextlib.suppress(ProcessFailed, UserError):
                 _ready(process)
-    pairs = list(session.interleaved(ours, torch, settings.windows))
+    rates, others = session.interleaved(ours, torch, settings.windows)
     mine |= ours.finish()
     theirs |= torch.finish()
-    rates, others = ([pair[i] for pair in pairs] for i in (0, 1))
     cell = {
         "row": "synthetic",
         "batch_size": config.train.batch_size,

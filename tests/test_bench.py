@@ -203,6 +203,14 @@ def test_rows_measured_before_one_failed_are_kept(end, tmp_path, monkeypatch, ca
     assert "\nsynthetic " in capsys.readouterr().out
 
 
+def test_epochs_on_images_are_not_told_in_terms_of_stored_maps():
+    rows = ("synthetic", "cached", "end_to_end")
+    assert session._bases(tiny(augment__shift=0.1), rows) == ["synthetic"]
+    views = tiny(augment__shift=0.1, cache__views=2)
+    assert session._bases(views, rows) == ["synthetic", "cached"]
+    assert session._bases(views, ("cached", "end_to_end")) == ["cached"]
+
+
 def test_an_epoch_counts_all_images_trained_on(tmp_path):
     settings = tiny(train__on_validation=True, train__patience=0)
     data = dataset.prepare(settings)

@@ -41,7 +41,7 @@ def check(config: Config, rows: Sequence[str], peers: Sequence[str] = ()) -> Non
         of, no TensorFlow to stream with, or an option that the peers lack.
     """
     from cxrjax import build, prefix
-    from cxrjax.data import augment, dataset
+    from cxrjax.data import dataset
 
     if peers:
         jobs.check_peers(config)
@@ -53,8 +53,8 @@ def check(config: Config, rows: Sequence[str], peers: Sequence[str] = ()) -> Non
         dataset.open_source(config.data)
     if set(rows) & set(jobs.COMPARABLE):
         jobs.class_names(config)
-    augmented = augment.active(config) and not (peers or config.cache.views)
-    if "cached" in rows and (augmented or not prefix.is_frozen(config)):
+    storable = prefix.storable(config) or peers
+    if "cached" in rows and not (storable and prefix.is_frozen(config)):
         raise jobs.no_maps()
     if "tfdata" in rows and importlib.util.find_spec("tensorflow") is None:
         raise UserError(
@@ -101,12 +101,12 @@ def measure(
 
 
 def _bases(config: Config, rows: Sequence[str]) -> list[str]:
-    """The rows that epochs of the real loop are told in terms of; with augmentation it has no use
-    for stored maps, which a peer may have had them measured for."""
-    from cxrjax.data import augment
+    """The rows that epochs of the real loop are told in terms of; of stored maps only where it has
+    use for them, while beside peers, who augment nothing, they are measured all the same."""
+    from cxrjax import prefix
 
-    uncached = augment.active(config) and not config.cache.views
-    return [base for base in BASES if base in rows and not (base == "cached" and uncached)]
+    cached = prefix.storable(config)
+    return [base for base in BASES if base in rows and (base != "cached" or cached)]
 
 
 def measured_peak(config: Config, settings: Settings) -> dict[str, Any]:
@@ -151,8 +151,7 @@ def measure_row(
         for base in beside:
             with _ours(config, base, settings, alone=False) as process:
                 process.facts()
-                pairs = list(interleaved(ours, process, settings.windows))
-            meanwhile, others = zip(*pairs, strict=True)
+                meanwhile, others = interleaved(ours, process, settings.windows)
             rates, over[base] = [*rates, *meanwhile], ratios(meanwhile, others)
         for peer in peers:
             log.say(f"measuring {row} against {peer}")
@@ -200,9 +199,8 @@ def _against(
         peer, command, described, environment, seconds=settings.patience_seconds
     ) as process:
         theirs = process.facts()
-        pairs = list(interleaved(ours, process, settings.windows))
+        mine, others = interleaved(ours, process, settings.windows)
         theirs |= process.finish()
-    mine, others = ([pair[i] for pair in pairs] for i in (0, 1))
     return mine, {
         "images_per_second": spread(others),
         "ours_meanwhile": spread(mine),
@@ -211,10 +209,14 @@ def _against(
     }
 
 
-def interleaved(first: Any, second: Any, windows: int) -> Iterator[tuple[float, float]]:
-    """Rates of windows in the order first, second, first, second: drift hits both alike."""
-    for _ in range(windows):
-        yield first.window(), second.window()
+def interleaved(first: Any, second: Any, windows: int) -> tuple[list[float], list[float]]:
+    """Rates of windows in the order first, second, first, second: drift hits both alike.
+
+    Returns:
+      those of the first, and those of the second.
+    """
+    pairs = [(first.window(), second.window()) for _ in range(windows)]
+    return [mine for mine, _ in pairs], [theirs for _, theirs in pairs]
 
 
 def _ours(
