@@ -26,8 +26,6 @@ _RELEASES_WITH_FLAG = {
 }
 # Of glibc's mallopt(3): blocks of any size come from one heap, which is never trimmed.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# Bytes and number of the free blocks for all but a step's buffers: 1 GiB of addresses, no memory.
-_AT_HAND = ((1 << 26, 8), (1 << 24, 16), (1 << 22, 32), (1 << 20, 64), (1 << 16, 256))
 
 
 def cache_root(config_cache: str) -> Path:
@@ -83,32 +81,6 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
-def keep_blocks_at_hand() -> None:
-    """Leaves free blocks of many sizes in the heap, so that a step's buffers stay at its end.
-
-    XLA:CPU takes the temporary buffers of a step as one aligned block of gigabytes. Freed, it is
-    taken again only if it borders on the end of the heap: what else is allocated meanwhile lies
-    behind it, or takes its beginning, and glibc before 2.38 asks for more than it keeps of an
-    aligned block (its bug 14581). Then the next step's block lies behind the first, and the
-    process holds both: MobileNetV2 of 32 images at 224 pixels 10.6 GB instead of 5.8. With blocks
-    at hand, whatever else is allocated mostly finds room in them (InceptionV3 still holds two). To be called when JAX is imported, which
-    would use them up, and before anything is compiled.
-    """
-    try:
-        library = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return  # not Linux, or another C library
-    library.malloc.restype, library.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
-    library.free.argtypes = [ctypes.c_void_p]
-    blocks = []
-    for size, number in _AT_HAND:
-        for _ in range(number):
-            blocks.append(library.malloc(size))
-            library.malloc(2048)  # stays: free blocks side by side would become one
-    for block in blocks:
-        library.free(block)
-
-
 def _only_cpu() -> bool:
     """Whether JAX can find nothing but CPUs: asked for, or no plugin of another device is there."""
     if asked := os.environ.get("JAX_PLATFORMS"):
@@ -130,13 +102,10 @@ def start(cache: Path | None = None) -> None:
     set_xla_flags()
     # Only there: with one heap the threads that compile for a GPU wait for each other, minutes
     # becoming many.
-    alone = _only_cpu()
-    if alone:
+    if _only_cpu():
         keep_freed_memory()
     import jax
 
-    if alone:
-        keep_blocks_at_hand()
     jax.config.update("jax_numpy_rank_promotion", "raise")
     # A step dispatched while another runs has its buffers already: twice the memory, for nothing
     # where the steps share the cores.
