@@ -2,12 +2,18 @@
 
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Runs find the programs of those before them, in every file and process, as those of a user do.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="cxrjax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 from cxrjax import runtime
 
@@ -46,17 +52,6 @@ def _own_cache(tmp_path_factory):
         patch.delenv("CXRJAX_DATA", raising=False)
         patch.delenv("CXRJAX_WEIGHTS", raising=False)
         yield
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """The runs of a file find each other's programs, as those of a user do."""
-    import jax
-
-    before = jax.config.jax_compilation_cache_dir
-    runtime.start(tmp_path_factory.getbasetemp() / "cache/compiled")
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture

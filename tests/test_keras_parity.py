@@ -177,11 +177,11 @@ def test_gradients_equal_keras(network, tmp_path):
     x = rng.normal(size=(1, 64, 64, 3)).astype(np.float32)
     wanted = rng.normal(size=pair.original(x).shape).astype(np.float32)
 
-    def scalar(params, x):
+    def scalar(params, x, batch_stats):  # as constants the statistics would be folded, slowly
         model = classifier.merge(graphdef, params, batch_stats)
         return jnp.sum(model.features(x) * wanted)
 
-    for_params, for_images = jax.jit(jax.grad(scalar, argnums=(0, 1)))(params, x)
+    for_params, for_images = jax.jit(jax.grad(scalar, argnums=(0, 1)))(params, x, batch_stats)
     with tf.GradientTape() as tape:
         images = tf.convert_to_tensor(x)
         tape.watch(images)

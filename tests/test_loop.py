@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from sklearn import metrics as sk
@@ -142,24 +143,31 @@ def saved_steps(workdir):
     return [p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, number):
-    changes = {"train__epochs": 20, "train__patience": 0, "data__phantom__count": 200}
-    command = [sys.executable, "-m", "cxrjax.main"]
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    environment = dict(os.environ, CXRJAX_CACHE=str(tmp_path / "cache"))
-    run = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True}
-    done = subprocess.run([*command, *arguments(whole, **changes)], **run)
+LONG = {"train__epochs": 20, "train__patience": 0, "data__phantom__count": 200}
+COMMAND = [sys.executable, "-m", "cxrjax.main"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run by the command, of which others are broken off; its cache, and its line of a device."""
+    workdir, cache = tmp_path_factory.mktemp("runs") / "whole", tmp_path_factory.mktemp("cache")
+    run = {"cwd": ROOT, "env": dict(os.environ, CXRJAX_CACHE=str(cache))}
+    done = subprocess.run(
+        [*COMMAND, *arguments(workdir, **LONG)], capture_output=True, text=True, **run
+    )
     assert done.returncode == 0, done.stderr
-    device = f"device: {json.loads((whole / 'result.json').read_text())['device']}\n"
+    device = f"device: {json.loads((workdir / 'result.json').read_text())['device']}\n"
     assert done.stderr.startswith(device)
+    return workdir, run, device
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, number):
+    unbroken, run, device = whole
+    broken = tmp_path / "broken"
+    command = [*COMMAND, *arguments(broken, **LONG)]
     process = subprocess.Popen(
-        [*command, *arguments(broken, **changes)],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **run
     )
     deadline = time.monotonic() + 120
     while not saved_steps(broken) and time.monotonic() < deadline:
@@ -170,11 +178,12 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, number):
     if number == signal.SIGTERM:
         assert process.returncode == 130
         assert "saved" in errors and "Traceback" not in errors
-    done = subprocess.run([*command, *arguments(broken, **changes)], **run)
+    done = subprocess.run(command, capture_output=True, text=True, **run)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(device) and "resumed after step" in done.stderr
-    assert without_times(broken) == without_times(whole)
-    assert (broken / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
+    assert without_times(broken) == without_times(unbroken)
+    predictions = (unbroken / "predictions.csv").read_bytes()
+    assert (broken / "predictions.csv").read_bytes() == predictions
 
 
 def test_the_streamed_path_gives_the_same_run(finished, tmp_path):
@@ -220,8 +229,17 @@ def test_images_per_second_are_of_steps_taken_in_that_time(tmp_path, monkeypatch
     assert rates == pytest.approx([36 / steps] * 2, rel=1e-3)
 
 
+@pytest.fixture
+def barely_optimised():
+    """For what is compiled to run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("barely_optimised")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_every_config_takes_one_step(path, tmp_path):
+def test_every_config_takes_one_step(path):
     smallest = registry.spec(config.load(str(path)).model.name).smallest
     settings = config.load(
         str(path),

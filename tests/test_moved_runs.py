@@ -13,8 +13,6 @@ from cxrjax.data import __main__ as data
 from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def films(folder, seed=0):
     """A folder of PNG files."""

@@ -40,8 +40,6 @@ from cxrjax.errors import UserError
 from cxrjax.explain import __main__ as explain
 from cxrjax.explain.maps import Explained
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory):

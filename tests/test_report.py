@@ -16,7 +16,6 @@ from cxrjax import cli, config, main, verdict
 from cxrjax.report import __main__ as command
 from cxrjax.report import elements, performance
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 VOID = {"meta", "img"}
 NONE = {"leaks": {"pairs": {}, "patients": {}}, "confounding": {"table": {}, "cramers_v": 0}}
 EVIL = '<script>alert("1")</script>&\'" onload=x'

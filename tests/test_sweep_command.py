@@ -20,8 +20,6 @@ from cxrjax.sweep import finish, grid, job, protocols, search
 from cxrjax.sweep.stream import Stream
 from cxrjax.sweep.trials import Trials
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 BODY = """
 from cxrjax import config as c
 def get_config():

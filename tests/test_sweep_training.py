@@ -10,8 +10,6 @@ from cxrjax import config, loop, prefix
 from cxrjax.data import dataset
 from cxrjax.sweep import grid, plan, run_unit, trials
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 # Stacked matrix products sum in another order; Adam's division by small second moments then
 # magnifies the last digit. What is compared are losses near 1.4 after several epochs.
 TOLERANCE = 5e-5

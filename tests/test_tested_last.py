@@ -2,12 +2,9 @@
 
 import json
 
-import pytest
 from protocol_runs import arguments, looks, result_of, rows
 
 from cxrjax import loop, main
-
-pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def test_the_test_split_is_left_alone(tmp_path, capsys, monkeypatch):
