@@ -44,6 +44,8 @@ def prepare(job):
         sys.stderr.write("last words")
         sys.stderr.flush()
         __import__("os")._exit(3)
+    if mistake == "killed":
+        __import__("os").kill(__import__("os").getpid(), 9)
     if mistake == "silent":
         time.sleep(60)
 
@@ -163,6 +165,7 @@ def test_a_peer_that_breaks_down_is_raised_or_noted(against_fakes, mistake):
         ("told", UserError, r"^mend this\.$"),
         ("crash", ProcessFailed, "^x: ValueError: two lines$"),
         ("exit", ProcessFailed, "^x: ended with code 3$"),
+        ("killed", ProcessFailed, "^x: it was killed, .* measure this row alone"),
         ("silent", ProcessFailed, "^x: no answer within 5 s$"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import tempfile
 import threading
@@ -22,6 +23,15 @@ class ProcessFailed(Exception):
         super().__init__(f"{name}: {text}")
         self.name = name
         self.log = log
+
+
+def _ending(code: int) -> str:
+    if code != -signal.SIGKILL:
+        return f"ended with code {code}"
+    return (
+        "it was killed, as the system does when memory runs out; processes in turn hold theirs all "
+        "at once: measure this row alone, or in smaller batches"
+    )
 
 
 class Measured:
@@ -98,7 +108,7 @@ class Measured:
         if not in_time:
             raise self._failed(f"no answer within {self._seconds:.0f} s")
         if not line:
-            raise self._failed(f"ended with code {self._process.wait()}")
+            raise self._failed(_ending(self._process.wait()))
         answer = json.loads(line)
         if answer.get("told"):
             raise UserError(answer["error"])
